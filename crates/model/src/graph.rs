@@ -1,0 +1,151 @@
+//! The public description of a model: what is computed, on which named tensors, in which shapes.
+
+use serde::{Deserialize, Serialize};
+
+/// Index of a value: 0 is the input, `i + 1` the result of `nodes[i]`.
+pub type ValueId = usize;
+
+/// A straight-line program over activation matrices `[batch * rows, width]`, row-major, one group of `rows` rows per
+/// input of a batch. Everything in it is public; the tensors that it names are not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Graph {
+    /// `bert`, `roberta`, `distilbert`, `vit`: for people; nothing depends on it.
+    pub family: String,
+    /// What the client provides.
+    pub input: Input,
+    /// The program.
+    pub nodes: Vec<Node>,
+    /// What is opened to the client, and how to read it.
+    pub output: Output,
+    /// Every tensor that a node names.
+    pub tensors: Vec<TensorSpec>,
+}
+
+/// What the client provides for one input.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    /// Token ids; node 0 is always [`Op::Lookup`]. `1 <= tokens <= max_tokens`.
+    Tokens {
+        /// Number of ids.
+        vocab: usize,
+        /// Longest input, special tokens included.
+        max_tokens: usize,
+    },
+    /// An image cut into `count` patches of `width` real values each (channels, then rows, then columns, as in
+    /// the weight of a patch convolution); node 0 is a [`Op::Linear`].
+    Patches {
+        /// Channels of the image.
+        channels: usize,
+        /// Side of the image in pixels.
+        image_size: usize,
+        /// Side of a patch in pixels.
+        patch_size: usize,
+        /// Mean per channel that the client subtracts from pixels in [0, 1].
+        mean: Vec<f32>,
+        /// Standard deviation per channel that the client divides by.
+        std: Vec<f32>,
+    },
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Where it stands in the model: `layer3/attention`, `layer0/ffn/up`.
+    pub name: String,
+    /// What it does.
+    pub op: Op,
+    /// What it reads.
+    pub inputs: Vec<ValueId>,
+}
+
+/// The operations of encoders.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// One-hot ids `[batch * rows, vocab]` times the table `[vocab, width]`: a private lookup.
+    Lookup {
+        /// The table.
+        table: String,
+    },
+    /// Adds row `i` of the tensor `[>= rows, width]` to row `i` of every input: position embeddings.
+    AddRows {
+        /// The rows.
+        rows: String,
+    },
+    /// Puts a row before the rows of every input: `rows` becomes `rows + 1`.
+    PrependRow {
+        /// The row `[1, width]`.
+        row: String,
+    },
+    /// `x W + b` with `W: [in, out]`, `b: [1, out]`.
+    Linear {
+        /// `W`, stored `[in, out]` row-major.
+        weight: String,
+        /// `b`.
+        bias: String,
+    },
+    /// LayerNorm over the last dimension: `(x - mean) / sqrt(var + eps) * gain + bias`.
+    LayerNorm {
+        /// `[1, width]`.
+        gain: String,
+        /// `[1, width]`.
+        bias: String,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// Softmax attention over the rows of each input. The input value is `[.., 3 * width]`: queries, keys, values side by
+    /// side, heads contiguous within each. Queries come scaled by `log2(e) / sqrt(head width)` (the builder folds it
+    /// into their weights), so the softmax is taken to base 2 and no scale is applied here.
+    Attention {
+        /// Number of heads.
+        heads: usize,
+    },
+    /// Sum of two values.
+    Add,
+    /// An elementwise function.
+    Activation(Activation),
+    /// The first row of each input: `[batch, width]`.
+    FirstRow,
+    /// The mean over the (unpadded) rows of each input: `[batch, width]`.
+    MeanRows,
+}
+
+/// Elementwise functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// `x * Phi(x)`, with the error function.
+    Gelu,
+    /// The tanh form of GELU.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// What is opened to the client: always the last value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Output {
+    /// A vector per input.
+    Embedding {
+        /// Its width.
+        width: usize,
+        /// Whether the client scales it to unit length.
+        normalize: bool,
+    },
+    /// A score per label.
+    Logits {
+        /// The labels, in order.
+        labels: Vec<String>,
+    },
+}
+
+/// A named secret tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// Its name: the node's name and the role (`layer0/ffn/up/weight`).
+    pub name: String,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}

@@ -1,0 +1,22 @@
+//! Arithmetic over `Z_2^k`: tensors, fixed point, bit packing, pseudorandom masks and the kernels beneath them.
+//!
+//! This crate knows nothing of parties or protocols. Everything in it is constant-time in the *values* it works on;
+//! shapes and ring widths are public. It is one of the two places where `unsafe` may live: instruction-set kernels and
+//! one read-only file mapping.
+
+pub mod dpf;
+mod element;
+pub mod fixed;
+mod mapped;
+pub mod matmul;
+pub mod pack;
+mod pool;
+mod prg;
+pub mod simd;
+mod tensor;
+
+pub use element::Element;
+pub use mapped::Mapped;
+pub use pool::Pool;
+pub use prg::{Prg, Seed};
+pub use tensor::Tensor;
