@@ -1,1 +1,12 @@
-//! protocols/core
+//! What every protocol suite stands on: sessions, steps, shared randomness, declared cost, and the trait that the engine
+//! is written against.
+
+mod cost;
+mod error;
+mod prss;
+mod session;
+
+pub use cost::Cost;
+pub use error::{Error, Result};
+pub use prss::{Drawn, PairSeeds};
+pub use session::{Posted, Session, Work};

@@ -1,0 +1,349 @@
+//! One party's side of one computation.
+//!
+//! All three parties run the same program, and every draw, dealing and exchange takes the next number at all three, also
+//! where a party has nothing to do in it. The number is both the frame tag and the stream of shared randomness, so no
+//! mask is drawn twice and no frame is taken for another. A tag also carries a hash of the labels in force, so two parties
+//! that disagree about where they are find out at the next frame.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tercet_net::{PartyId, Transport};
+use tercet_ring::{Element, Pool, pack};
+
+use crate::cost::split_deal;
+use crate::prss::{Drawn, PairSeeds, Prss};
+use crate::{Cost, Error, Result};
+
+/// The handle that every primitive takes: party, randomness, links, worker threads and meters.
+pub struct Session {
+    party: PartyId,
+    transport: Box<dyn Transport>,
+    prss: Prss,
+    pool: Pool,
+    steps: u64,
+    path: Vec<&'static str>,
+    label: String,
+    rounds: u64,
+    work: [Duration; Work::COUNT],
+}
+
+/// A numbered step: the name of its frames and of its randomness.
+#[derive(Clone, Copy)]
+struct Step {
+    number: u64,
+    tag: u64,
+}
+
+/// An exchange whose own half is on the way.
+#[must_use = "an exchange that is not waited for leaves the peer's half unread"]
+pub struct Posted {
+    step: Step,
+    depth: u64,
+    payload: usize,
+}
+
+/// Kinds of work that a session tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Ring matrix products.
+    Matmul,
+    /// Shared and own randomness.
+    Randomness,
+    /// Bit packing and unpacking.
+    Packing,
+    /// Handing frames to the links.
+    Sending,
+    /// Blocked on frames.
+    Waiting,
+}
+
+impl Work {
+    /// How many kinds there are.
+    pub const COUNT: usize = 5;
+    /// All kinds.
+    pub const ALL: [Work; Work::COUNT] =
+        [Work::Matmul, Work::Randomness, Work::Packing, Work::Sending, Work::Waiting];
+
+    /// A word for tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Work::Matmul => "matmul",
+            Work::Randomness => "randomness",
+            Work::Packing => "packing",
+            Work::Sending => "sending",
+            Work::Waiting => "waiting",
+        }
+    }
+}
+
+impl Session {
+    /// A session over `transport` with the seeds of this session alone: never pass the same seeds to two sessions.
+    pub fn new(transport: Box<dyn Transport>, seeds: &PairSeeds, pool: Pool) -> Result<Session> {
+        let party = transport.party();
+        let prss = Prss::new(party, seeds);
+        if !prss.complete(party) {
+            return Err(Error::Misuse(format!("{party} lacks a pair seed")));
+        }
+        let work = [Duration::ZERO; Work::COUNT];
+        Ok(Session {
+            party,
+            transport,
+            prss,
+            pool,
+            steps: 0,
+            path: Vec::new(),
+            label: String::new(),
+            rounds: 0,
+            work,
+        })
+    }
+
+    /// Whose session this is.
+    pub fn party(&self) -> PartyId {
+        self.party
+    }
+
+    /// Whether this party is the helper.
+    pub fn is_helper(&self) -> bool {
+        self.party == PartyId::P0
+    }
+
+    /// The worker threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Rounds so far: the longest chain of exchanges each of which needed the one before.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
+    /// What has travelled so far, seen from this party: rounds, and only the links that it has an end of.
+    pub fn cost(&self) -> Cost {
+        let (meter, me) = (self.transport.meter(), self.party.index());
+        let mut cost = Cost { rounds: self.rounds, ..Cost::NONE };
+        for peer in self.party.others().map(PartyId::index) {
+            cost.bytes[me][peer] = meter.sent[peer].bytes;
+            cost.frames[me][peer] = meter.sent[peer].frames;
+            cost.bytes[peer][me] = meter.received[peer].bytes;
+            cost.frames[peer][me] = meter.received[peer].frames;
+        }
+        cost
+    }
+
+    /// Time spent by kind of work. What a session does beyond these is other local work.
+    pub fn work(&self, kind: Work) -> Duration {
+        self.work[kind as usize]
+    }
+
+    /// Runs `inner` under a label, which names steps in errors and tags.
+    pub fn scope<R>(&mut self, label: &'static str, inner: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
+        self.path.push(label);
+        let result = inner(self);
+        self.path.pop();
+        result
+    }
+
+    /// Names the operation of the model that runs now (`layer3/attention`), for errors.
+    pub fn set_label(&mut self, label: &str) {
+        self.label.clear();
+        self.label.push_str(label);
+    }
+
+    /// Adds the time that `work` takes to its kind.
+    pub fn timed<R>(&mut self, kind: Work, work: impl FnOnce(&mut Session) -> R) -> R {
+        let start = Instant::now();
+        let result = work(self);
+        self.work[kind as usize] += start.elapsed();
+        result
+    }
+
+    /// Fresh masks of `len` elements: uniform lanes, of which the halves that this party knows are filled.
+    pub fn draw<E: Element>(&mut self, len: usize) -> Drawn<E> {
+        let step = self.step();
+        self.timed(Work::Randomness, |s| s.prss.draw(step.number, len, len))
+    }
+
+    /// The helper hands out a fresh additive sharing, modulo `2^bits`, of `len` values that it knows. Returns this
+    /// evaluator's half (lanes are reduced), and nothing at the helper. Each half alone is uniform: one is drawn from
+    /// a seed that its receiver does not know, the other is the value minus that.
+    ///
+    /// Half of the elements are drawn with P1 and sent to P2, the others drawn with P2 and sent to P1.
+    pub fn deal<E: Element>(
+        &mut self,
+        len: usize,
+        bits: u32,
+        values: impl FnOnce(&mut Session) -> Vec<E>,
+    ) -> Result<Vec<E>> {
+        self.deal_with(len, bits, values, E::sub)
+    }
+
+    /// As [`Session::deal`], but the halves add up by exclusive or.
+    pub fn deal_xor<E: Element>(
+        &mut self,
+        len: usize,
+        bits: u32,
+        values: impl FnOnce(&mut Session) -> Vec<E>,
+    ) -> Result<Vec<E>> {
+        self.deal_with(len, bits, values, |v, a| v ^ a)
+    }
+
+    fn deal_with<E: Element>(
+        &mut self,
+        len: usize,
+        bits: u32,
+        values: impl FnOnce(&mut Session) -> Vec<E>,
+        subtract: impl Fn(E, E) -> E,
+    ) -> Result<Vec<E>> {
+        let step = self.step();
+        let (to_second, to_first) = split_deal(len);
+        let mut drawn: Drawn<E> = self.timed(Work::Randomness, |s| s.prss.draw(step.number, to_second, to_first));
+        if self.party == PartyId::P0 {
+            let mut values = values(self);
+            assert_eq!(values.len(), len, "dealt values");
+            tercet_ring::simd::run(|| {
+                values.iter_mut().zip(drawn.first.iter().chain(&drawn.second)).for_each(|(v, &a)| *v = subtract(*v, a));
+            });
+            self.send(PartyId::P2, step, &values[..to_second], bits)?;
+            if to_first > 0 {
+                self.send(PartyId::P1, step, &values[to_second..], bits)?;
+            }
+            return Ok(Vec::new());
+        }
+        let reduce = |half: &mut [E]| tercet_ring::simd::run(|| half.iter_mut().for_each(|v| *v = v.low(bits)));
+        if self.party == PartyId::P1 {
+            let mut half = std::mem::take(&mut drawn.first);
+            reduce(&mut half);
+            if to_first > 0 {
+                half.resize(len, E::ZERO);
+                self.receive(PartyId::P0, step, &mut half[to_second..], bits)?;
+            }
+            return Ok(half);
+        }
+        let mut half = vec![E::ZERO; len];
+        self.receive(PartyId::P0, step, &mut half[..to_second], bits)?;
+        reduce(&mut drawn.second);
+        half[to_second..].copy_from_slice(&drawn.second);
+        Ok(half)
+    }
+
+    /// Starts an exchange between the evaluators: this one's `values`, `bits` bits each, go to the other. At the helper it
+    /// counts the round and does nothing else.
+    pub fn post<E: Element>(&mut self, values: &[E], bits: u32) -> Result<Posted> {
+        let payload = self.timed(Work::Packing, |_| {
+            let mut payload = Vec::with_capacity(pack::packed_len(values.len(), bits));
+            pack::pack(values, bits, &mut payload);
+            payload
+        });
+        self.post_bytes(payload)
+    }
+
+    /// Starts an exchange of bytes.
+    pub fn post_bytes(&mut self, payload: Vec<u8>) -> Result<Posted> {
+        let step = self.step();
+        let posted = Posted { step, depth: self.rounds, payload: payload.len() };
+        if let Some(peer) = self.other_evaluator() {
+            self.send_bytes(peer, step, payload.into())?;
+        }
+        Ok(posted)
+    }
+
+    /// Ends an exchange: the other evaluator's values, as many as were posted. Empty at the helper.
+    pub fn wait<E: Element>(&mut self, posted: Posted, len: usize, bits: u32) -> Result<Vec<E>> {
+        let Some((peer, step, payload)) = self.wait_frame(posted)? else { return Ok(Vec::new()) };
+        let mut out = vec![E::ZERO; len];
+        self.unpack(peer, step, &payload, &mut out, bits)?;
+        Ok(out)
+    }
+
+    /// Ends an exchange of bytes; empty at the helper.
+    pub fn wait_bytes(&mut self, posted: Posted) -> Result<Bytes> {
+        let expected = posted.payload;
+        let Some((peer, step, payload)) = self.wait_frame(posted)? else { return Ok(Bytes::new()) };
+        if payload.len() != expected {
+            return Err(self.wrong_length(peer, step, payload.len()));
+        }
+        Ok(payload)
+    }
+
+    fn wait_frame(&mut self, posted: Posted) -> Result<Option<(PartyId, Step, Bytes)>> {
+        self.rounds = self.rounds.max(posted.depth + 1);
+        let Some(peer) = self.other_evaluator() else { return Ok(None) };
+        let payload = self.receive_bytes(peer, posted.step)?;
+        Ok(Some((peer, posted.step, payload)))
+    }
+
+    /// Ends the session in good order: everything sent has left.
+    pub fn finish(&mut self) -> Result<()> {
+        self.transport.flush().map_err(|source| Error::Transport { step: self.place(), source })
+    }
+
+    /// Tells the peers that this session is over and why.
+    pub fn abort(&mut self, reason: &str) {
+        self.transport.abort(reason);
+    }
+
+    fn step(&mut self) -> Step {
+        let number = self.steps;
+        self.steps += 1;
+        // FNV-1a over the labels in force.
+        let hash = self.path.iter().flat_map(|part| part.bytes()).fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Step { number, tag: (number << 24) | (hash >> 40) }
+    }
+
+    fn other_evaluator(&self) -> Option<PartyId> {
+        match self.party {
+            PartyId::P0 => None,
+            PartyId::P1 => Some(PartyId::P2),
+            PartyId::P2 => Some(PartyId::P1),
+        }
+    }
+
+    fn send<E: Element>(&mut self, to: PartyId, step: Step, values: &[E], bits: u32) -> Result<()> {
+        let payload = self.timed(Work::Packing, |_| {
+            let mut payload = Vec::with_capacity(pack::packed_len(values.len(), bits));
+            pack::pack(values, bits, &mut payload);
+            payload
+        });
+        self.send_bytes(to, step, payload.into())
+    }
+
+    fn send_bytes(&mut self, to: PartyId, step: Step, payload: Bytes) -> Result<()> {
+        let sent = self.timed(Work::Sending, |s| s.transport.send(to, step.tag, payload));
+        sent.map_err(|source| Error::Transport { step: self.place(), source })
+    }
+
+    fn receive<E: Element>(&mut self, from: PartyId, step: Step, out: &mut [E], bits: u32) -> Result<()> {
+        let payload = self.receive_bytes(from, step)?;
+        self.unpack(from, step, &payload, out, bits)
+    }
+
+    fn receive_bytes(&mut self, from: PartyId, step: Step) -> Result<Bytes> {
+        let received = self.timed(Work::Waiting, |s| s.transport.recv(from, step.tag));
+        received.map_err(|source| Error::Transport { step: self.place(), source })
+    }
+
+    fn unpack<E: Element>(&mut self, from: PartyId, step: Step, bytes: &[u8], out: &mut [E], bits: u32) -> Result<()> {
+        let unpacked = self.timed(Work::Packing, |_| pack::unpack(bytes, bits, out));
+        unpacked.map_err(|_| self.wrong_length(from, step, bytes.len()))
+    }
+
+    fn wrong_length(&self, party: PartyId, step: Step, len: usize) -> Error {
+        Error::Peer { party, step: self.place(), what: format!("a frame of {len} bytes for step {}", step.number) }
+    }
+
+    /// Where this session is, for errors: public labels only.
+    fn place(&self) -> String {
+        let mut place = self.label.clone();
+        for part in &self.path {
+            if !place.is_empty() {
+                place.push('/');
+            }
+            place.push_str(part);
+        }
+        place
+    }
+}
