@@ -3,6 +3,7 @@
 //! [`run`] calls a closure inside a function compiled for the best instruction set of this machine, so that plain loops
 //! in the closure are vectorised for it. The result cannot depend on the choice: ring arithmetic has no rounding, and
 //! Rust never contracts floating-point operations.
+#![allow(unsafe_code)]
 
 use std::sync::OnceLock;
 

@@ -23,7 +23,12 @@ impl<E: Element> Tensor<E> {
     /// Where the shape does not hold exactly `data.len()` elements: a mistake of the caller, never of a peer.
     pub fn new(shape: impl Into<Vec<usize>>, data: Vec<E>) -> Tensor<E> {
         let shape = shape.into();
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?} does not hold {} elements", data.len());
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            data.len(),
+            "shape {shape:?} does not hold {} elements",
+            data.len()
+        );
         Tensor { shape, data }
     }
 

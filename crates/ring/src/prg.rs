@@ -1,0 +1,139 @@
+//! Seeds and the pseudorandom masks that grow from them.
+//!
+//! The generator is AES-128 in counter mode: indistinguishable from uniform as long as AES is a pseudorandom
+//! permutation and far fewer than `2^64` blocks are drawn from one key. Every block is a function of (key, stream,
+//! number of the block) alone, so that threads may draw any part of a stream in any order.
+
+use aes::Aes128;
+use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::Element;
+
+/// Bytes of a cipher block.
+const BLOCK: usize = 16;
+/// Blocks encrypted at a time: 4 KiB stay in the first cache between counter, cipher and copy.
+const BATCH: usize = 256;
+
+/// 256 bits of secret randomness; wiped when dropped, never printed.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Seed([u8; 32]);
+
+impl std::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seed")
+    }
+}
+
+impl Seed {
+    /// A fresh seed from the operating system.
+    ///
+    /// # Panics
+    /// Where the operating system has no randomness to give: nothing secret can be done then.
+    pub fn random() -> Seed {
+        use rand::TryRng;
+        let mut bytes = [0; 32];
+        rand::rngs::SysRng.try_fill_bytes(&mut bytes).expect("the operating system gives randomness");
+        Seed(bytes)
+    }
+
+    /// The seed with these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Seed {
+        Seed(bytes)
+    }
+
+    /// The bytes, for whoever sends the seed to its other holder.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// An independent seed for a purpose: `HMAC-SHA256(self, len(label) || label || context)`, the length as eight
+    /// little-endian bytes. Nothing about `self`, or about the seed of another label or context, follows from it.
+    pub fn derive(&self, label: &str, context: &[u8]) -> Seed {
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.update(&(label.len() as u64).to_le_bytes());
+        mac.update(label.as_bytes());
+        mac.update(context);
+        Seed(mac.finalize().into_bytes().into())
+    }
+}
+
+/// Pseudorandom streams from one seed.
+///
+/// The key is the first half of `seed.derive("tercet prg aes-128-ctr", "")`. Block `i` of stream `s` is
+/// `AES(s || i)`, both as 64-bit big-endian numbers: standard AES-128-CTR with initial value `s || 0`. Element `j` of
+/// a stream is its bytes `[j * w, (j + 1) * w)`, little-endian, where `w` is the size of the lane.
+#[derive(Clone)]
+pub struct Prg {
+    cipher: Aes128,
+}
+
+impl std::fmt::Debug for Prg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prg")
+    }
+}
+
+impl Prg {
+    /// The streams of this seed.
+    pub fn new(seed: &Seed) -> Prg {
+        let derived = seed.derive("tercet prg aes-128-ctr", &[]);
+        let mut key: [u8; BLOCK] = [0; BLOCK];
+        key.copy_from_slice(&derived.0[..BLOCK]);
+        let cipher = Aes128::new(&Array(key));
+        key.zeroize();
+        Prg { cipher }
+    }
+
+    /// Writes the first `out.len()` bytes of a stream.
+    pub fn fill_bytes(&self, stream: u64, out: &mut [u8]) {
+        self.fill_from(stream, 0, out);
+    }
+
+    /// Writes elements `first .. first + out.len()` of a stream.
+    ///
+    /// # Panics
+    /// Where `first` is beyond the `2^64` bytes of a stream that lanes can address.
+    pub fn fill<E: Element>(&self, stream: u64, first: u64, out: &mut [E]) {
+        let offset = first.checked_mul(size_of::<E>() as u64).expect("an element inside the stream");
+        self.fill_from(stream, offset, bytemuck::cast_slice_mut(out));
+    }
+
+    /// Writes the bytes of a stream from `offset` on.
+    fn fill_from(&self, stream: u64, offset: u64, out: &mut [u8]) {
+        let mut next = offset / BLOCK as u64;
+        let skip = (offset % BLOCK as u64) as usize;
+        let mut rest = out;
+        if skip > 0 {
+            let (head, tail) = rest.split_at_mut(rest.len().min(BLOCK - skip));
+            self.part_of_block(stream, next, skip, head);
+            next += 1;
+            rest = tail;
+        }
+        let (blocks, tail) = rest.as_chunks_mut::<BLOCK>();
+        for batch in blocks.chunks_mut(BATCH) {
+            for (block, i) in batch.iter_mut().zip(next..) {
+                *block = counter(stream, i);
+            }
+            self.cipher.encrypt_blocks(Array::cast_slice_from_core_mut(batch));
+            next += batch.len() as u64;
+        }
+        if !tail.is_empty() {
+            self.part_of_block(stream, next, 0, tail);
+        }
+    }
+
+    /// Writes bytes of one block from `skip` on.
+    fn part_of_block(&self, stream: u64, i: u64, skip: usize, out: &mut [u8]) {
+        let mut block = Array(counter(stream, i));
+        self.cipher.encrypt_block(&mut block);
+        out.copy_from_slice(&block.0[skip..skip + out.len()]);
+    }
+}
+
+#[inline(always)]
+fn counter(stream: u64, i: u64) -> [u8; BLOCK] {
+    ((u128::from(stream) << 64) | u128::from(i)).to_be_bytes()
+}
