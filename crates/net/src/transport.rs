@@ -11,7 +11,9 @@ pub const FRAME_HEADER_BYTES: usize = 16;
 
 /// The links of one party in one session. Bytes in, bytes out; no cryptography is known here.
 ///
-/// Frames between two parties keep their order. A transport belongs to one session and one thread.
+/// Frames between two parties keep their order. A tag is used once a direction in a session: a second frame with the
+/// same tag counts as a replay and ends the session. A transport belongs to one session and one thread; dropping it ends
+/// its part of the session, after what was sent has left.
 pub trait Transport: Send {
     /// Whose links these are.
     fn party(&self) -> PartyId;
@@ -55,11 +57,19 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
+impl Traffic {
+    /// Counts one frame with this many payload bytes.
+    pub(crate) fn count(&mut self, payload_bytes: usize) {
+        self.frames += 1;
+        self.bytes += (payload_bytes + FRAME_HEADER_BYTES) as u64;
+    }
+}
+
 /// Why a frame did not come or go.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TransportError {
     /// The peer was silent beyond the round deadline.
-    #[error("{party} sent nothing for {waited_ms} ms")]
+    #[error("{party} kept this party waiting for {waited_ms} ms, beyond the deadline")]
     Deadline {
         /// The silent party.
         party: PartyId,
