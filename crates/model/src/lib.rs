@@ -1,1 +1,30 @@
-//! crates/model
+//! From a Hugging Face directory to what the engine runs: a public [`Graph`](graph::Graph), its secret tensors and a
+//! tokenizer. Beside it the float oracle, which runs the same graph in plaintext, and the calibration that finds how
+//! large every value gets.
+//!
+//! This crate knows nothing of sharing. A [`Model`] is what the owner of a model has in the clear; a graph and a
+//! tokenizer are what everybody may have.
+
+mod builder;
+mod calibration;
+mod config;
+mod error;
+pub mod graph;
+mod image;
+mod model;
+mod oracle;
+mod pooling;
+mod recipe;
+mod stats;
+mod tokenizer;
+pub mod validate;
+mod weights;
+
+pub use calibration::{Ranges, calibrate, calibrate_with, calibration_inputs, text_inputs};
+pub use error::{LoadError, Problem};
+pub use image::ImageError;
+pub use model::{Model, TensorError};
+pub use oracle::{Matrix, Oracle, OracleError, OracleInput, Precision, Trace};
+pub use stats::{AttentionStats, NodeStats, NormStats, Span};
+pub use tokenizer::{Tokenizer, TokenizerError, Truncate};
+pub use validate::GraphError;

@@ -1,0 +1,115 @@
+//! Texts to token ids, as `tokenizer.json` says, without padding and without silent truncation.
+
+use std::fmt;
+use std::path::Path;
+
+use tokenizers::{PostProcessor, TruncationDirection};
+
+/// The file of a model directory that holds a tokenizer.
+pub(crate) const FILE: &str = "tokenizer.json";
+
+/// A tokenizer and the bytes that it was read from.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    json: Vec<u8>,
+    id_bound: usize,
+}
+
+/// What to do with a text that is too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Truncate {
+    /// Refuse it.
+    #[default]
+    No,
+    /// Keep its beginning and all special tokens.
+    Yes,
+}
+
+/// Why a text has no token ids.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizerError {
+    /// The tokenizer file cannot be read: its owner is at fault.
+    #[error("the tokenizer cannot be read: {0}")]
+    Unreadable(String),
+    /// The text has no tokens of its own: the caller is at fault.
+    #[error("the text is empty: it has no tokens")]
+    Empty,
+    /// The text is too long: the caller is at fault.
+    #[error("the text has {count} tokens, the model takes at most {limit}; shorten it, or ask for truncation")]
+    TooLong {
+        /// Tokens of the text, special ones included.
+        count: usize,
+        /// The most that are possible.
+        limit: usize,
+    },
+    /// The tokenizer failed on this text.
+    #[error("the tokenizer failed: {0}")]
+    Failed(String),
+}
+
+impl Tokenizer {
+    /// Reads the bytes of a `tokenizer.json`. Truncation and padding that it asks for are switched off.
+    ///
+    /// # Errors
+    /// The bytes are not a tokenizer.
+    pub fn from_bytes(json: Vec<u8>) -> Result<Self, TokenizerError> {
+        let unreadable = |e: tokenizers::Error| TokenizerError::Unreadable(e.to_string());
+        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(unreadable)?;
+        inner.with_truncation(None).map_err(unreadable)?;
+        inner.with_padding(None);
+        let id_bound = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        Ok(Self { inner, json, id_bound })
+    }
+
+    /// Reads `tokenizer.json` in a directory.
+    ///
+    /// # Errors
+    /// The file is missing or is not a tokenizer.
+    pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
+        let json = std::fs::read(dir.join(FILE)).map_err(|e| TokenizerError::Unreadable(format!("{FILE}: {e}")))?;
+        Self::from_bytes(json)
+    }
+
+    /// The ids of a text with special tokens, from 1 to `limit` of them.
+    ///
+    /// # Errors
+    /// The text is empty; it has more than `limit` tokens and truncation was not asked for.
+    pub fn encode(&self, text: &str, limit: usize, truncate: Truncate) -> Result<Vec<u32>, TokenizerError> {
+        let failed = |e: tokenizers::Error| TokenizerError::Failed(e.to_string());
+        let mut encoding = self.inner.encode(text, false).map_err(failed)?;
+        if encoding.is_empty() {
+            return Err(TokenizerError::Empty);
+        }
+        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let count = encoding.len() + special;
+        if count > limit {
+            if truncate == Truncate::No || limit <= special {
+                return Err(TokenizerError::TooLong { count, limit });
+            }
+            encoding.truncate(limit - special, 0, TruncationDirection::Right);
+            encoding.take_overflowing();
+        }
+        let encoding = self.inner.post_process(encoding, None, true).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// One more than the largest id.
+    pub fn id_bound(&self) -> usize {
+        self.id_bound
+    }
+
+    /// The bytes that it was read from, to hand it to clients.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("ids", &self.id_bound)
+            .field("bytes", &self.json.len())
+            .finish_non_exhaustive()
+    }
+}
