@@ -3,8 +3,11 @@
 
 mod cost;
 mod error;
+pub mod fit;
+pub mod functions;
 mod prss;
 mod session;
+pub mod spec;
 
 pub use cost::Cost;
 pub use error::{Error, Result};

@@ -1,1 +1,23 @@
-//! protocols/helper
+//! The three-party suite with a helper: masked sharing, and every primitive that a transformer needs.
+//!
+//! P0, the helper, knows masks only; P1 and P2, the evaluators, hold masked values and one half of each mask. All of P0's
+//! work is independent of the input, so it runs ahead and only sends. One file a primitive; each says what it computes,
+//! what it costs, how exact it is, and what every party receives. Semi-honest security against one corrupted party.
+
+pub mod activation;
+pub mod attention;
+pub mod bits;
+pub mod boolean;
+pub mod compare;
+pub mod exponential;
+pub mod extend;
+pub mod inverse;
+pub mod linear;
+pub mod lookup;
+pub mod masked;
+pub mod maximum;
+pub mod norm;
+pub mod select;
+pub mod truncate;
+
+pub use masked::{Additive, Masked};

@@ -1,0 +1,168 @@
+//! The numbers of each tensor operation: rings, scales and approximations. They are public, chosen once from the model and a
+//! calibration run, agreed on by all parties, and the same for every suite.
+//!
+//! Between operations a tensor is *wide* (ring `Numerics::wide`, what a linear layer reads) or *narrow* (what a truncation
+//! left); both are at scale `Numerics::frac`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fit::{Segments, Series};
+
+/// The formats that tensors have between operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numerics {
+    /// Ring of linear layers: 32 or 64.
+    pub wide: u32,
+    /// Fractional bits of activations.
+    pub frac: u32,
+}
+
+/// `x W + b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinearSpec {
+    /// Fractional bits of the weights; the bias has `weight_frac + input scale`.
+    pub weight_frac: u32,
+    /// Bits dropped after the product: what takes the product's scale back to that of activations.
+    pub truncate: u32,
+    /// Ring after truncation; `ring + truncate` is at most the wide ring.
+    pub ring: u32,
+}
+
+/// `v^-power` for one value a row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InverseSpec {
+    /// Lines on `[2^low, 2^high)`.
+    pub segments: Segments,
+    /// log2 of the smallest argument.
+    pub low: u32,
+    /// log2 of the largest argument.
+    pub high: u32,
+    /// Ring in which the lines are evaluated.
+    pub ring: u32,
+    /// Bits dropped afterwards.
+    pub truncate: u32,
+    /// Ring of the result: `ring - truncate`.
+    pub ring_out: u32,
+    /// Scale of the result.
+    pub frac_out: u32,
+}
+
+impl InverseSpec {
+    /// Bits dropped before comparing with the edges: eight remain below the smallest argument.
+    pub fn coarsen(&self) -> u32 {
+        self.low.saturating_sub(8)
+    }
+
+    /// The result's scale is `frac_out`; it must fit `ring_out` with two bits to spare.
+    pub fn new(power: f64, low: u32, high: u32, per_octave: u32, ring: u32, ring_out: u32, frac_out: u32) -> InverseSpec {
+        let truncate = ring - ring_out;
+        let segments = Segments::inverse_power(power, low, high, per_octave, frac_out + truncate);
+        InverseSpec { segments, low, high, ring, truncate, ring_out, frac_out }
+    }
+}
+
+/// Softmax attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttentionSpec {
+    /// Ring of the scores (scale `frac`), at most 32: holds scores, their differences and the padding bias.
+    pub score_ring: u32,
+    /// Fractional bits of the unnormalised exponentials.
+    pub exp_frac: u32,
+    /// Guard bits: of the helper's factor, of the evaluators' factor.
+    pub exp_guard: (u32, u32),
+    /// Ring that the exponentials leave in.
+    pub exp_ring: u32,
+    /// Ring of the product with the values.
+    pub value_ring: u32,
+    /// Inverse of the row sums (scale `exp_frac`).
+    pub inverse: InverseSpec,
+    /// Ring of the product with the inverse.
+    pub normalize_ring: u32,
+    /// Ring after that product is truncated.
+    pub ring: u32,
+    /// Inputs to a comparison of the maximum: 2 (fewer bytes) or 4 (fewer rounds).
+    pub radix: usize,
+}
+
+/// LayerNorm. The centred row `width * x - sum x` is divided by `2^shift`; its squared length is `v`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NormSpec {
+    /// Bits dropped from the centred row.
+    pub shift: u32,
+    /// `eps` at the scale of `v`, as an integer, at least 1.
+    pub epsilon: i64,
+    /// Bits dropped from `v` before the inverse root; even.
+    pub v_shift: u32,
+    /// Inverse root of the shifted `v`.
+    pub inverse: InverseSpec,
+    /// Bits dropped from centred row times inverse root.
+    pub unit_truncate: u32,
+    /// Ring of the row of unit length that this leaves.
+    pub unit_ring: u32,
+    /// Its scale.
+    pub unit_frac: u32,
+    /// Scale of the gain, which carries the factor `sqrt(width)`.
+    pub gain_frac: u32,
+    /// Bits dropped after the gain.
+    pub truncate: u32,
+    /// Ring of the result.
+    pub ring: u32,
+}
+
+/// An elementwise function.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ActivationSpec {
+    /// `x/2 + h(x)` with an even `h` for `|x| < edge`, `x` above, 0 below: GELU, SiLU.
+    Gate(GateSpec),
+    /// An odd function for `|x| < edge`, `1` above, `-1` below: tanh.
+    Odd(GateSpec),
+    /// `max(x, 0)`; the ring is that of the result.
+    Relu {
+        /// Ring of the result.
+        ring: u32,
+    },
+}
+
+/// A trigonometric series between two thresholds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateSpec {
+    /// The series.
+    pub series: Series,
+    /// Where it ends, in whole units.
+    pub edge: u32,
+    /// Ring in which the thresholds are compared, at most 32 after coarsening.
+    pub compare_ring: u32,
+    /// Fractional bits of the dealt sines and cosines.
+    pub dealt_frac: u32,
+    /// Fractional bits of the evaluators' factors.
+    pub public_frac: u32,
+    /// Ring of the series' value.
+    pub body_ring: u32,
+    /// Ring of the result.
+    pub ring: u32,
+}
+
+/// A private table lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupSpec {
+    /// Fractional bits of the table (the LayerNorm that follows takes any scale).
+    pub frac: u32,
+}
+
+/// Mean over the unpadded rows, by a product with secret weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeanSpec {
+    /// Fractional bits of the weights `1 / rows`.
+    pub weight_frac: u32,
+    /// Ring after truncation by as many bits.
+    pub ring: u32,
+}
+
+/// Fractional bits to which thresholds and maxima are coarsened before they are compared.
+pub const COARSE_FRAC: u32 = 5;
+/// `2^-t` is zero from `t = 2^EXP_LOG2_RANGE` on.
+pub const EXP_LOG2_RANGE: u32 = 4;
+/// Bits of `t` above that range: `t < 2^(EXP_LOG2_RANGE + EXP_TOP_BITS)`.
+pub const EXP_TOP_BITS: u32 = 6;
+/// What is added to the scores of padded keys, in units of log2(e).
+pub const PADDING_SCORE: i64 = -128;

@@ -1,0 +1,125 @@
+//! Products (protocol.md, "Product"): matrix products with weights and between activations, elementwise products, and
+//! row dot products. All local but for one dealt value an output.
+//!
+//! With `u = mx - lx1` and `v = my - ly1` (both known to P1), `x y = u v - mx ly2 - lx2 my + gamma` where
+//! `gamma = lx1 ly2 + lx2 (ly1 + ly2)` is known to P0, which deals it. P1 computes one product, P2 and P0 two each.
+//!
+//! *Error*: none. *Cost*: no rounds, one dealt ring element an output. *Security*: an evaluator receives a half of a
+//! fresh sharing.
+
+use tercet_core::{Cost, Result, Session, Work};
+use tercet_net::PartyId;
+use tercet_ring::{Element, Tensor, matmul};
+
+use crate::masked::{Additive, Masked, zip};
+
+/// The right-hand operand of a product as one party uses it: P0 `ly2, ly1 + ly2`; P1 `my - ly1` (and nothing); P2 `ly2, my`.
+#[derive(Clone, Copy)]
+pub struct Operand<'a, E> {
+    /// Row-major planes; the second is empty at P1.
+    pub planes: [&'a [E]; 2],
+}
+
+/// The planes of [`Operand`] computed from a masked tensor.
+pub struct Prepared<E> {
+    planes: [Vec<E>; 2],
+}
+
+impl<E: Element> Prepared<E> {
+    /// From a sharing.
+    pub fn new(y: &Masked<E>) -> Prepared<E> {
+        let (a, b) = (y.planes()[0].data(), y.planes()[1].data());
+        let planes = match y.party() {
+            PartyId::P0 => [b.to_vec(), zip(a, b, E::add)],
+            PartyId::P1 => [zip(a, b, E::sub), Vec::new()],
+            PartyId::P2 => [b.to_vec(), a.to_vec()],
+        };
+        Prepared { planes }
+    }
+
+    /// As an operand.
+    pub fn operand(&self) -> Operand<'_, E> {
+        Operand { planes: [&self.planes[0], &self.planes[1]] }
+    }
+}
+
+/// The wire cost of a product with `outputs` outputs in `Z_2^ring`.
+pub fn cost(outputs: usize, ring: u32) -> Cost {
+    Cost::deal(outputs, ring)
+}
+
+/// `x y` in `Z_2^ring`: `batch` products of `[rows, inner]` by `[inner, cols]`. The result has shape `[batch, rows, cols]`.
+pub fn matrix_product<E: Element>(
+    s: &mut Session,
+    x: &Masked<E>,
+    y: Operand<'_, E>,
+    [batch, rows, inner, cols]: [usize; 4],
+    ring: u32,
+) -> Result<Additive<E>> {
+    assert_eq!(x.len(), batch * rows * inner, "left operand");
+    assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
+    let multiply = |s: &mut Session, a: &[E], b: &[E], out: &mut [E], add: bool| {
+        s.timed(Work::Matmul, |s| matmul::batched_matmul(s.pool(), batch, a, b, out, rows, inner, cols, add));
+    };
+    let mut out = vec![E::ZERO; batch * rows * cols];
+    let [first, second] = x.planes().each_ref().map(Tensor::data);
+    let local = |s: &mut Session, out: &mut [E]| match s.party() {
+        PartyId::P0 => {
+            multiply(s, first, y.planes[0], out, false);
+            multiply(s, second, y.planes[1], out, true);
+        }
+        PartyId::P1 => multiply(s, &zip(first, second, E::sub), y.planes[0], out, false),
+        PartyId::P2 => {
+            multiply(s, first, y.planes[0], out, false);
+            multiply(s, second, y.planes[1], out, true);
+        }
+    };
+    s.scope("product", |s| {
+        local(s, &mut out);
+        combine(s, Tensor::new([batch, rows, cols], out), ring)
+    })
+}
+
+/// `x y` element by element in `Z_2^ring`; equal shapes.
+pub fn elementwise<E: Element>(s: &mut Session, x: &Masked<E>, y: &Masked<E>, ring: u32) -> Result<Additive<E>> {
+    s.scope("product", |s| {
+        let local = elementwise_local(x, y);
+        combine(s, local, ring)
+    })
+}
+
+/// The sum over the last dimension of `x y`, in `Z_2^ring`; equal shapes.
+pub fn row_dot<E: Element>(s: &mut Session, x: &Masked<E>, y: &Masked<E>, ring: u32) -> Result<Additive<E>> {
+    s.scope("product", |s| {
+        let local = elementwise_local(x, y).sum_rows();
+        combine(s, local, ring)
+    })
+}
+
+/// P0: `gamma`. P1: `u v`. P2: `mx ly2 + lx2 my`.
+fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
+    assert_eq!(x.shape(), y.shape(), "shapes differ");
+    let (x1, x2) = (x.planes()[0].data(), x.planes()[1].data());
+    let (y1, y2) = (y.planes()[0].data(), y.planes()[1].data());
+    let all = 0..x1.len();
+    let data: Vec<E> = tercet_ring::simd::run(|| match x.party() {
+        PartyId::P0 => all.map(|i| x1[i].mul(y2[i]).add(x2[i].mul(y1[i].add(y2[i])))).collect(),
+        PartyId::P1 => all.map(|i| x1[i].sub(x2[i]).mul(y1[i].sub(y2[i]))).collect(),
+        PartyId::P2 => all.map(|i| x1[i].mul(y2[i]).add(x2[i].mul(y1[i]))).collect(),
+    });
+    Tensor::new(x.shape(), data)
+}
+
+/// Deals `gamma` and adds it up.
+fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
+    let shape = local.shape().to_vec();
+    let len = local.len();
+    let mut local = local.into_data();
+    let gamma = s.deal(len, ring, |_| std::mem::take(&mut local))?;
+    let half = match s.party() {
+        PartyId::P0 => Vec::new(),
+        PartyId::P1 => zip(&local, &gamma, E::add),
+        PartyId::P2 => zip(&gamma, &local, E::sub),
+    };
+    Ok(Additive::new(s.party(), shape, half))
+}
