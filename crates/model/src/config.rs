@@ -106,8 +106,8 @@ const ARCHITECTURES: [(&str, Family, bool); 16] = [
 ];
 
 impl Config {
-    /// Reads the configuration of a directory. The family comes back even if the rest has problems, so that the weights
-    /// can be looked at all the same.
+    /// Reads the configuration of a directory. The family, and the rest if all sizes are known, come back even if there
+    /// are problems, so that the weights can be looked at all the same.
     pub(crate) fn read(
         dir: &Path,
         problems: &mut Vec<Problem>,
@@ -115,7 +115,6 @@ impl Config {
     ) -> (Option<Family>, Option<Self>) {
         let mend = "it describes the architecture, and comes with every Hugging Face model";
         let Some(map) = read_object(dir, CONFIG, Some(mend), problems) else { return (None, None) };
-        let before = problems.len();
         let Some((family, classifies)) = architecture(&map, problems) else { return (None, None) };
         let mut fields = Fields { file: CONFIG, map: &map, problems };
         let (hidden_key, layers_key, heads_key, intermediate_key, act_key) = match family {
@@ -141,7 +140,21 @@ impl Config {
             _ => fields.text(family),
         };
         let config = Self { family, head, input, hidden, layers, heads, intermediate, activation, eps };
-        (Some(family), (problems.len() == before).then_some(config))
+        (Some(family), config.has_sizes().then_some(config))
+    }
+
+    /// Whether all sizes are known, so that tensors can be held to them even if options have problems.
+    fn has_sizes(&self) -> bool {
+        let input = match &self.input {
+            InputConfig::Text { vocab, positions, skip, token_types } => {
+                *vocab != 0 && skip < positions && *token_types != Some(0)
+            }
+            InputConfig::Image { channels, image_size, patch_size, .. } => {
+                *channels != 0 && *image_size != 0 && *patch_size != 0 && image_size.is_multiple_of(*patch_size)
+            }
+        };
+        let head = !matches!(&self.head, Head::Classifier(labels) if labels.is_empty());
+        input && head && [self.hidden, self.layers, self.heads, self.intermediate].iter().all(|n| *n != 0)
     }
 }
 

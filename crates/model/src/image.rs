@@ -63,3 +63,39 @@ impl Input {
         Ok(patches)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input() -> Input {
+        Input::Patches { channels: 2, image_size: 4, patch_size: 2, mean: vec![0.0, 0.5], std: vec![1.0, 0.25] }
+    }
+
+    #[test]
+    fn patches_run_over_channels_then_rows_then_columns() {
+        let pixels: Vec<f32> = (0..32).map(|i| i as f32 / 32.0).collect();
+        let patches = input().patches(&pixels).unwrap();
+        let at = |channel: usize, row: usize, column: usize| {
+            let pixel = pixels[(channel * 4 + row) * 4 + column];
+            if channel == 0 { pixel } else { (pixel - 0.5) / 0.25 }
+        };
+        // The third patch is the lower left one.
+        let third =
+            [at(0, 2, 0), at(0, 2, 1), at(0, 3, 0), at(0, 3, 1), at(1, 2, 0), at(1, 2, 1), at(1, 3, 0), at(1, 3, 1)];
+        assert_eq!(&patches[16..24], &third);
+        assert_eq!(patches.len(), 32);
+    }
+
+    #[test]
+    fn refuses_what_is_not_an_image_of_the_model() {
+        assert!(matches!(input().patches(&[0.0; 31]), Err(ImageError::WrongSize { found: 31, channels: 2, side: 4 })));
+        for bad in [f32::NAN, -0.1, 1.1, f32::INFINITY] {
+            let mut pixels = [0.5; 32];
+            pixels[16 + 4 + 3] = bad;
+            assert_eq!(input().patches(&pixels), Err(ImageError::NotAPixel { channel: 1, row: 1, column: 3 }));
+        }
+        let text = Input::Tokens { vocab: 1, max_tokens: 1 };
+        assert_eq!(text.patches(&[]), Err(ImageError::NotForImages));
+    }
+}

@@ -113,3 +113,49 @@ impl fmt::Debug for Tokenizer {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert_encoder");
+        Tokenizer::from_dir(&dir).unwrap()
+    }
+
+    #[test]
+    fn neither_pads_nor_truncates_although_the_file_asks_for_it() {
+        let json: serde_json::Value = serde_json::from_slice(tokenizer().json()).unwrap();
+        assert!(json["truncation"].is_object() && json["padding"].is_object());
+        assert_eq!(tokenizer().encode("a", 40, Truncate::No).unwrap().len(), 3);
+        assert_eq!(tokenizer().encode("abcdefghijklmnop", 40, Truncate::No).unwrap().len(), 18);
+        assert_eq!(tokenizer().id_bound(), 57);
+    }
+
+    #[test]
+    fn empty_texts_are_refused() {
+        for text in ["", " ", "\n\t "] {
+            assert_eq!(tokenizer().encode(text, 40, Truncate::Yes), Err(TokenizerError::Empty), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn long_texts_are_refused_unless_truncation_is_asked_for() {
+        let tokenizer = tokenizer();
+        let text = "abcdefgh";
+        let whole = tokenizer.encode(text, 10, Truncate::No).unwrap();
+        assert_eq!(whole.len(), 10);
+        assert_eq!(tokenizer.encode(text, 9, Truncate::No), Err(TokenizerError::TooLong { count: 10, limit: 9 }));
+        let cut = tokenizer.encode(text, 5, Truncate::Yes).unwrap();
+        assert_eq!((cut.len(), &cut[..4], cut[4]), (5, &whole[..4], whole[9]));
+        assert_eq!(tokenizer.encode(text, 2, Truncate::Yes), Err(TokenizerError::TooLong { count: 10, limit: 2 }));
+        assert_eq!(tokenizer.encode(text, 0, Truncate::Yes), Err(TokenizerError::TooLong { count: 10, limit: 0 }));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for bytes in [&b""[..], b"{}", b"not json", b"\xff\xfe"] {
+            assert!(matches!(Tokenizer::from_bytes(bytes.to_vec()), Err(TokenizerError::Unreadable(_))));
+        }
+    }
+}

@@ -136,7 +136,10 @@ impl Graph {
     pub fn max_rows(&self) -> usize {
         match &self.input {
             Input::Tokens { max_tokens, .. } => *max_tokens,
-            Input::Patches { image_size, patch_size, .. } => image_size.checked_div(*patch_size).map_or(0, |n| n * n),
+            Input::Patches { image_size, patch_size, .. } => {
+                let side = image_size.checked_div(*patch_size).unwrap_or(0);
+                side.checked_mul(side).unwrap_or(0)
+            }
         }
     }
 
