@@ -1,1 +1,1 @@
-//! tests
+//! Tests that need more than one crate; see `tests/`.

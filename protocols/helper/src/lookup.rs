@@ -38,7 +38,7 @@ pub fn lookup<E: Element>(
     const KEYS_AT_ONCE: usize = 32;
     s.scope("lookup", |s| {
         let count = keys.planes[0].len();
-        let mut component = |s: &mut Session, plane: usize| {
+        let component = |s: &mut Session, plane: usize| {
             let mut out = vec![E::ZERO; count * width];
             for (keys, out) in keys.planes[plane].chunks(KEYS_AT_ONCE).zip(out.chunks_mut(KEYS_AT_ONCE * width)) {
                 let points: Vec<E> =

@@ -1,0 +1,124 @@
+//! Running a program at three parties.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tercet_core::{Cost, PairSeeds, Result, Session};
+use tercet_net::{Meter, PartyId, Transport, TransportError, memory_world};
+use tercet_ring::{Pool, Seed};
+
+/// Settings of a world.
+pub struct World {
+    deadline: Duration,
+    pool: Pool,
+}
+
+/// What a run gave.
+pub struct Run<R> {
+    /// What each party returned.
+    pub outputs: [R; 3],
+    /// What was measured; every link was counted alike at both its ends.
+    pub cost: Cost,
+    /// Every payload byte that each party received, in order.
+    pub received: [Vec<u8>; 3],
+}
+
+impl Default for World {
+    fn default() -> World {
+        World { deadline: Duration::from_secs(30), pool: Pool::default() }
+    }
+}
+
+impl World {
+    /// A world whose parties have this many worker threads each.
+    pub fn with_threads(threads: usize) -> World {
+        World { pool: Pool::new(threads), ..World::default() }
+    }
+
+    /// Runs `program` at all three parties, with fresh seeds.
+    ///
+    /// # Panics
+    /// Where a party fails, or the parties disagree on what travelled.
+    pub fn run<R: Send>(&self, program: impl Fn(&mut Session) -> Result<R> + Sync) -> Run<R> {
+        let (first, second) = (Seed::random(), Seed::random());
+        let copy = |seed: &Seed| Some(Seed::from_bytes(*seed.as_bytes()));
+        let logs: [Arc<Mutex<Vec<u8>>>; 3] = Default::default();
+        let transports = memory_world(self.deadline);
+        let program = &program;
+        let finished: Vec<(R, Cost)> = std::thread::scope(|scope| {
+            let run = |(transport, log): (_, &Arc<Mutex<Vec<u8>>>)| {
+                let seeds = PairSeeds { first: copy(&first), second: copy(&second) };
+                let recording = Recording { inner: transport, log: log.clone() };
+                let pool = self.pool.clone();
+                scope.spawn(move || {
+                    let mut session = Session::new(Box::new(recording), &seeds, pool)?;
+                    let outcome = program(&mut session).and_then(|r| session.finish().map(|()| r));
+                    if let Err(error) = &outcome {
+                        session.abort(&error.to_string());
+                    }
+                    let cost = session.cost();
+                    outcome.map(|r| (r, cost))
+                })
+            };
+            let threads: Vec<_> = transports.into_iter().zip(&logs).map(run).collect();
+            let joined: Vec<_> = threads.into_iter().map(|t| t.join().expect("a party panicked")).collect();
+            joined.into_iter().map(|r| r.expect("a party failed")).collect()
+        });
+        let cost = merged(&finished.iter().map(|(_, cost)| *cost).collect::<Vec<_>>());
+        let outputs: Vec<R> = finished.into_iter().map(|(r, _)| r).collect();
+        let received = logs.map(|log| std::mem::take(&mut *log.lock().expect("no party panicked")));
+        Run { outputs: outputs.try_into().unwrap_or_else(|_| unreachable!("three parties")), cost, received }
+    }
+}
+
+/// The three views of what travelled, checked against one another.
+fn merged(views: &[Cost]) -> Cost {
+    let mut all = Cost { rounds: views[0].rounds, ..Cost::NONE };
+    assert!(views.iter().all(|v| v.rounds == all.rounds), "parties count different rounds");
+    for from in 0..3 {
+        for to in (0..3).filter(|&to| to != from) {
+            let (sent, received) = (views[from], views[to]);
+            assert_eq!(sent.bytes[from][to], received.bytes[from][to], "bytes from P{from} to P{to}");
+            all.bytes[from][to] = sent.bytes[from][to];
+            all.frames[from][to] = sent.frames[from][to];
+        }
+    }
+    all
+}
+
+/// A transport that keeps what it receives.
+struct Recording<T> {
+    inner: T,
+    log: Arc<Mutex<Vec<u8>>>,
+}
+
+impl<T: Transport> Transport for Recording<T> {
+    fn party(&self) -> PartyId {
+        self.inner.party()
+    }
+
+    fn send(&mut self, to: PartyId, tag: u64, payload: Bytes) -> std::result::Result<(), TransportError> {
+        self.inner.send(to, tag, payload)
+    }
+
+    fn recv(&mut self, from: PartyId, tag: u64) -> std::result::Result<Bytes, TransportError> {
+        let payload = self.inner.recv(from, tag)?;
+        if let Ok(mut log) = self.log.lock() {
+            log.extend_from_slice(&payload);
+        }
+        Ok(payload)
+    }
+
+    fn abort(&mut self, reason: &str) {
+        self.inner.abort(reason);
+    }
+
+    fn flush(&mut self) -> std::result::Result<(), TransportError> {
+        self.inner.flush()
+    }
+
+    fn meter(&self) -> Meter {
+        self.inner.meter()
+    }
+}

@@ -1,0 +1,7 @@
+//! Every primitive of the helper suite, on shares: value, error, declared cost, and uniformity of what evaluators receive.
+
+mod primitives {
+    mod arithmetic;
+    mod nonlinear;
+    mod rows;
+}

@@ -1,0 +1,125 @@
+//! Elementwise functions against exact mathematics.
+
+use tercet_core::fit::Series;
+use tercet_core::spec::{ActivationSpec, GateSpec};
+use tercet_helper::exponential::{self, Scales};
+use tercet_helper::{activation, maximum};
+use tercet_testkit::World;
+use tercet_testkit::sharing::{reveal, share};
+use tercet_testkit::uniformity::assert_uniform;
+
+fn steps(count: usize, low: f64, high: f64) -> Vec<f64> {
+    (0..count).map(|i| low + (high - low) * i as f64 / (count - 1) as f64).collect()
+}
+
+fn fixed(values: &[f64], frac: u32) -> Vec<i64> {
+    values.iter().map(|v| (v * f64::from(1u32 << frac)).round() as i64).collect()
+}
+
+#[test]
+fn the_exponential_holds_its_error() {
+    let fast = Scales { frac: 10, frac_out: 12, ring_out: 32, guard: (11, 25) };
+    let precise = Scales { frac: 16, frac_out: 16, ring_out: 20, guard: (16, 30) };
+    for (scales, bound) in [(fast, 1.2e-3), (precise, 4.0e-5)] {
+        let t: Vec<f64> = steps(6_001, 0.0, if scales.frac == 10 { 400.0 } else { 100.0 });
+        let t: Vec<f64> = t.into_iter().chain(steps(4_000, 0.0, 17.0)).collect();
+        let x = share::<u32>(&fixed(&t, scales.frac), &[t.len()], scales.ring_in(), 11);
+        let run = World::default().run(|s| exponential::exp2_neg::<u64>(s, &x[s.party().index()], scales));
+        let unit = f64::from(1u32 << scales.frac_out);
+        let worst = reveal(&run.outputs)
+            .iter()
+            .zip(&t)
+            .map(|(g, t)| (*g as f64 / unit - if *t >= 16.0 { 0.0 } else { (-t).exp2() }).abs())
+            .fold(0.0, f64::max);
+        assert!(worst < bound, "{worst}");
+        assert_eq!(run.cost, exponential::cost(t.len(), scales));
+        assert_eq!(run.cost.rounds, 3);
+        assert_uniform(&run.received[1], "exponential at P1");
+        assert_uniform(&run.received[2], "exponential at P2");
+    }
+}
+
+fn check_activation(spec: &ActivationSpec, x: &[f64], frac: u32, ring: u32, exact: impl Fn(f64) -> f64, bound: f64) {
+    let views = share::<u64>(&fixed(x, frac), &[x.len()], ring, 12);
+    let run = World::default().run(|s| activation::activation(s, &views[s.party().index()], frac, spec));
+    let unit = f64::from(1u32 << frac);
+    let errors: Vec<f64> =
+        reveal(&run.outputs).iter().zip(x).map(|(g, x)| *g as f64 / unit - exact(*x)).collect();
+    let worst = errors.iter().fold(0.0f64, |a, e| a.max(e.abs()));
+    let rms = (errors.iter().map(|e| e * e).sum::<f64>() / x.len() as f64).sqrt();
+    assert!(worst < bound, "worst {worst}");
+    assert!(rms < bound / 2.5, "rms {rms}");
+    assert_eq!(run.cost, activation::cost(x.len(), ring, frac, spec));
+    assert_eq!(run.cost.rounds, 3);
+    assert_uniform(&run.received[1], "activation at P1");
+    assert_uniform(&run.received[2], "activation at P2");
+}
+
+/// GELU in its tanh form: as good a gate as any.
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+#[test]
+fn gates_hold_their_error_at_any_range() {
+    let even = |x: f64| gelu(x) - x / 2.0;
+    let x: Vec<f64> = steps(4_000, -120.0, 120.0).into_iter().chain(steps(4_000, -6.0, 6.0)).collect();
+    let fast = GateSpec {
+        series: Series::fit_even(even, 4.0, 4, 6),
+        edge: 4,
+        compare_ring: 20,
+        dealt_frac: 11,
+        public_frac: 11,
+        body_ring: 16,
+        ring: 32,
+    };
+    check_activation(&ActivationSpec::Gate(fast), &x, 10, 20, gelu, 4e-3);
+    let precise = GateSpec {
+        series: Series::fit_even(even, 5.0, 4, 10),
+        edge: 5,
+        compare_ring: 26,
+        dealt_frac: 18,
+        public_frac: 18,
+        body_ring: 23,
+        ring: 47,
+    };
+    check_activation(&ActivationSpec::Gate(precise), &x, 16, 48, gelu, 1e-4);
+}
+
+#[test]
+fn tanh_and_relu_hold_their_error() {
+    let x: Vec<f64> = steps(4_000, -100.0, 100.0).into_iter().chain(steps(4_000, -9.0, 9.0)).collect();
+    let tanh = GateSpec {
+        series: Series::fit_odd(f64::tanh, 6.0, 4, 14),
+        edge: 6,
+        compare_ring: 20,
+        dealt_frac: 12,
+        public_frac: 12,
+        body_ring: 15,
+        ring: 32,
+    };
+    check_activation(&ActivationSpec::Odd(tanh), &x, 10, 20, f64::tanh, 4e-3);
+    check_activation(&ActivationSpec::Relu { ring: 32 }, &x, 10, 20, |x| x.max(0.0), 6e-4 * 2.5);
+}
+
+#[test]
+fn the_maximum_survives_near_ties_and_odd_widths() {
+    for (width, radix) in [(1, 4), (2, 2), (3, 4), (5, 4), (26, 4), (64, 4), (98, 4), (98, 2)] {
+        let rows = 40;
+        let mut values = Vec::new();
+        for row in 0..rows {
+            for col in 0..width {
+                let spread = ((row * 7919 + col * 104_729) % 1000) as i64 - 500;
+                values.push(if row % 3 == 0 { 7 + col as i64 % 2 } else { spread * 60 });
+            }
+        }
+        let x = share::<u32>(&values, &[rows, width], 20, 13);
+        let run = World::default().run(|s| maximum::maximum(s, &x[s.party().index()], 10, radix));
+        for (got, row) in reveal(&run.outputs).iter().zip(values.chunks(width)) {
+            let exact = *row.iter().max().unwrap();
+            assert!(*got <= exact && exact - got < 400, "{got} for {exact}, width {width}");
+            assert!(row.contains(got), "{got} is none of the row");
+        }
+        assert_eq!(run.cost, maximum::cost(rows, width, 20, 10, radix), "width {width}, radix {radix}");
+    }
+}
