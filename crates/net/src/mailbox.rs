@@ -229,12 +229,6 @@ impl Mailbox {
         self.wake_all();
     }
 
-    /// What ended the session on every lane, or the link to `peer`.
-    pub(crate) fn broken(&self, peer: PartyId) -> Option<TransportError> {
-        let state = self.lock();
-        state.fatal.clone().or_else(|| state.lanes[peer.index()].end.clone())
-    }
-
     /// What ended the session on every lane.
     pub(crate) fn fatal(&self) -> Option<TransportError> {
         self.lock().fatal.clone()

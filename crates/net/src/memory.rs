@@ -58,6 +58,11 @@ impl Transport for MemoryTransport {
         if mailbox.left() {
             return Err(TransportError::Lost { party: to, reason: "it left the session".into() });
         }
+        let cap = mailbox.limits().frame_cap;
+        if payload.len() > cap {
+            let what = format!("a frame of {} bytes, over the limit of {cap}", payload.len());
+            return Err(TransportError::Protocol { party: self.party, what });
+        }
         if self.party == PartyId::P0 {
             mailbox.wait_room(self.party, payload.len(), self.deadline)?;
         }
