@@ -12,6 +12,7 @@ pub mod matmul;
 pub mod pack;
 mod pool;
 mod prg;
+pub mod sharing;
 pub mod simd;
 mod tensor;
 

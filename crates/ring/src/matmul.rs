@@ -15,14 +15,18 @@ mod vectors;
 use std::ops::Range;
 
 use crate::simd::Isa;
-use crate::{Element, Pool};
+use crate::{Element, Pool, simd};
 
 /// Products below this many multiplications are not worth waking a worker for (about 10 µs).
 const SERIAL: usize = 1 << 18;
 /// Tasks a worker, so that an uneven machine still finishes together.
 const TASKS_PER_THREAD: usize = 3;
-/// Up to this many rows, packing costs more than it saves.
+/// Up to this many rows, a right operand of more than [`STREAMED_BYTES`] is streamed: memory is the bound.
 const STREAMED_ROWS: usize = 4;
+/// About what a second cache holds.
+const STREAMED_BYTES: usize = 1 << 20;
+/// Fewest rows worth a part of their own, since each part packs its columns.
+const PART_ROWS: usize = 16;
 
 /// The kernels of a lane. Sealed: `u32` and `u64` alone.
 pub trait Kernel: sealed::Lane {}
@@ -116,6 +120,7 @@ pub fn matmul_with<E: Element>(
         return;
     }
     let isa = isa.min(Isa::detect());
+    let streamed = n == 1 || (m <= STREAMED_ROWS && k.saturating_mul(n) > STREAMED_BYTES / size_of::<E>());
     let grid = Grid::new(batch, m, n, a.len().saturating_mul(n), E::columns(isa), pool.threads());
     let c = Shared(c.as_mut_ptr());
     // The parts carry no data of their own: what is split is the output behind `c`.
@@ -137,8 +142,8 @@ pub fn matmul_with<E: Element>(
         // SAFETY: `Grid` cuts the output into disjoint parts, `c` is borrowed mutably until all of them are done, and
         // `isa` is at most what the machine has.
         unsafe {
-            if part.rows.len() <= STREAMED_ROWS || n == 1 || !E::tiles(isa, &part) {
-                isa.run(|| stream::multiply(&part));
+            if streamed || !E::tiles(isa, &part) {
+                simd::run!(isa, || stream::multiply(&part));
             }
         }
     });
@@ -173,7 +178,7 @@ impl Grid {
         let wanted = if threads <= 1 || work < SERIAL { 1 } else { threads * TASKS_PER_THREAD };
         let columns = wanted.div_ceil(batch).min(n.div_ceil(unit));
         let column_step = n.div_ceil(columns).next_multiple_of(unit);
-        let rows = wanted.div_ceil(batch * n.div_ceil(column_step)).min(m.div_ceil(4 * STREAMED_ROWS));
+        let rows = wanted.div_ceil(batch * n.div_ceil(column_step)).min(m.div_ceil(PART_ROWS));
         Grid { m, n, batch, row_step: m.div_ceil(rows), column_step }
     }
 

@@ -1,7 +1,13 @@
 //! Bit packing: `n` elements of `Z_2^k` in exactly `ceil(n * k / 8)` bytes.
 //!
 //! Element `i` takes bits `[i * k, (i + 1) * k)` of the plane, bit `b` of the plane being bit `b % 8` of byte `b / 8`
-//! (little-endian throughout). The bits after the last element are zero.
+//! (little-endian throughout). The bits after the last element are zero; a reader ignores them.
+//!
+//! A whole lane is copied. Other widths go through AVX-512 with byte permutation in blocks ([`blocks`]) where the machine
+//! has it, and word by word where not and at the end.
+
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 
 use crate::Element;
 
@@ -28,21 +34,12 @@ pub fn packed_len(n: usize, k: u32) -> usize {
 /// Where `k` is 0 or wider than the lane.
 pub fn pack<E: Element>(values: &[E], k: u32, out: &mut Vec<u8>) {
     assert!((1..=E::BITS).contains(&k), "{k} bits in a lane of {}", E::BITS);
-    let mut held: u128 = 0;
-    let mut bits = 0;
-    out.reserve(packed_len(values.len(), k));
-    for v in values {
-        held |= u128::from(v.low(k).to_u64()) << bits;
-        bits += k;
-        while bits >= 8 {
-            out.push(held as u8);
-            held >>= 8;
-            bits -= 8;
-        }
+    if k == E::BITS {
+        return out.extend_from_slice(bytemuck::cast_slice(values));
     }
-    if bits > 0 {
-        out.push(held as u8);
-    }
+    #[cfg(target_arch = "x86_64")]
+    let values = &values[blocks::pack(values, k, out)..];
+    pack_words(values, k, out);
 }
 
 /// Unpacks `out.len()` elements of `k` bits; each comes out below `2^k`.
@@ -58,17 +55,117 @@ pub fn unpack<E: Element>(bytes: &[u8], k: u32, out: &mut [E]) -> Result<(), Len
     if bytes.len() != expected {
         return Err(LengthError { expected, found: bytes.len() });
     }
-    let mut held: u128 = 0;
-    let mut bits = 0;
-    let mut next = bytes.iter();
-    for v in out {
-        while bits < k {
-            held |= u128::from(next.next().copied().unwrap_or(0)) << bits;
-            bits += 8;
-        }
-        *v = E::from_u64(held as u64).low(k);
-        held >>= k;
-        bits -= k;
+    if k == E::BITS {
+        bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
+        return Ok(());
     }
+    #[cfg(target_arch = "x86_64")]
+    let (bytes, out) = {
+        let done = blocks::unpack(bytes, k, out);
+        (&bytes[packed_len(done, k)..], &mut out[done..])
+    };
+    unpack_words(bytes, k, out);
     Ok(())
+}
+
+/// Gathers values in a word and writes it when it is full.
+fn pack_words<E: Element>(values: &[E], k: u32, out: &mut Vec<u8>) {
+    let mut at = out.len();
+    out.resize(at + packed_len(values.len(), k), 0);
+    let mut word = 0u64;
+    let mut bits = 0;
+    for value in values {
+        let value = value.low(k).to_u64();
+        word |= value << bits;
+        bits += k;
+        if bits >= 64 {
+            out[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            at += 8;
+            bits -= 64;
+            // What did not fit; nothing where the value ended with the word.
+            word = (value >> 1) >> (k - 1 - bits);
+        }
+    }
+    let rest = bits.div_ceil(8) as usize;
+    out[at..].copy_from_slice(&word.to_le_bytes()[..rest]);
+}
+
+/// Reads each value from the bytes that it touches.
+fn unpack_words<E: Element>(bytes: &[u8], k: u32, out: &mut [E]) {
+    let mut bit = 0;
+    for value in out {
+        let from = &bytes[bit / 8..];
+        let shift = (bit % 8) as u32;
+        *value = E::from_u64(match from.first_chunk::<8>() {
+            Some(word) if k + shift <= 64 => u64::from_le_bytes(*word) >> shift,
+            _ => {
+                let mut window = [0; 16];
+                let len = from.len().min(16);
+                window[..len].copy_from_slice(&from[..len]);
+                (u128::from_le_bytes(window) >> shift) as u64
+            }
+        })
+        .low(k);
+        bit += k as usize;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Prg, Seed};
+
+    /// The definition, bit by bit.
+    fn naive<E: Element>(values: &[E], k: u32) -> Vec<u8> {
+        let mut out = vec![0; packed_len(values.len(), k)];
+        for (i, value) in values.iter().enumerate() {
+            for b in 0..k as usize {
+                let at = i * k as usize + b;
+                out[at / 8] |= ((value.to_u64() >> b & 1) as u8) << (at % 8);
+            }
+        }
+        out
+    }
+
+    fn check<E: Element>(sizes: &[usize]) {
+        for k in 1..=E::BITS {
+            for &n in sizes {
+                let mut values = vec![E::ZERO; n];
+                Prg::new(&Seed::from_bytes([k as u8; 32])).fill(n as u64, 0, &mut values);
+                let expected = naive(&values, k);
+                let mut packed = vec![0xaa];
+                pack(&values, k, &mut packed);
+                assert_eq!(packed[0], 0xaa, "appended");
+                assert!(packed[1..] == expected, "{n} values of {k} bits in u{}", E::BITS);
+                let mut words = vec![];
+                pack_words(&values, k, &mut words);
+                assert!(words == expected, "{n} values of {k} bits in u{}, by words", E::BITS);
+                let low: Vec<E> = values.iter().map(|v| v.low(k)).collect();
+                let mut back = vec![E::mask(E::BITS); n];
+                assert_eq!(unpack(&packed[1..], k, &mut back), Ok(()));
+                assert!(back == low, "{n} values of {k} bits back in u{}", E::BITS);
+                back.fill(E::ZERO);
+                unpack_words(&packed[1..], k, &mut back);
+                assert!(back == low, "{n} values of {k} bits back in u{}, by words", E::BITS);
+            }
+        }
+    }
+
+    #[test]
+    fn every_width_goes_there_and_back() {
+        let sizes = [0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 500, 1001];
+        check::<u32>(&sizes);
+        check::<u64>(&sizes);
+    }
+
+    #[test]
+    fn the_length_is_exact() {
+        assert_eq!(packed_len(0, 17), 0);
+        assert_eq!(packed_len(3, 20), 8);
+        assert_eq!(packed_len(1 << 60, 7), 7 << 57);
+        let mut out = [0u32; 3];
+        for found in [0, 7, 9] {
+            assert_eq!(unpack(&vec![0; found], 20, &mut out), Err(LengthError { expected: 8, found }));
+        }
+    }
 }

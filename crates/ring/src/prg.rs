@@ -137,3 +137,65 @@ impl Prg {
 fn counter(stream: u64, i: u64) -> [u8; BLOCK] {
     ((u128::from(stream) << 64) | u128::from(i)).to_be_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: u64 = 0x0123_4567_89ab_cdef;
+
+    fn prg() -> Prg {
+        Prg::new(&Seed::from_bytes(std::array::from_fn(|i| i as u8)))
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Against OpenSSL's aes-128-ctr with initial value `stream || 0`, and its HMAC for the key.
+    #[test]
+    fn agrees_with_another_implementation() {
+        let mut bytes = vec![0; 300 * BLOCK];
+        prg().fill_bytes(STREAM, &mut bytes);
+        assert_eq!(hex(&bytes[..32]), "2aca0fe52f6f42e11739414e2a7042475a9e6aaf4c3dfcb0ef0f93181665dad5");
+        assert_eq!(hex(&bytes[299 * BLOCK..]), "cf2e2cf409488e0e97c39356b18f13f9");
+        use sha2::Digest;
+        let digest = hex(&Sha256::digest(&bytes));
+        assert_eq!(digest, "b1314d077ad0548cc2f851b1181344befd0d10a00b0f044778dacdeae51e63ad");
+        let mut lanes = [0u64; 2];
+        prg().fill(STREAM, 1 << 41, &mut lanes);
+        assert_eq!(hex(bytemuck::cast_slice(&lanes)), "085e55c2c79d67ccbec4a824ef9353b0");
+    }
+
+    #[test]
+    fn derivation_agrees_with_another_implementation() {
+        let seed = Seed::from_bytes(std::array::from_fn(|i| i as u8));
+        let derived = seed.derive("label", b"context");
+        assert_eq!(hex(derived.as_bytes()), "c33004e4c5c20657661a5b219e8982bd5bb13c4b2256ba07b28d7db835869dd5");
+        assert_ne!(seed.derive("labelc", b"ontext").as_bytes(), derived.as_bytes());
+        assert_ne!(Seed::random().as_bytes(), Seed::random().as_bytes());
+        assert_eq!(format!("{seed:?} {:?}", prg()), "Seed Prg");
+    }
+
+    /// Any part of a stream, drawn alone, is that part of the whole.
+    #[test]
+    fn any_part_can_be_drawn_alone() {
+        fn check<E: Element>() {
+            let mut whole = vec![E::ZERO; 5000];
+            prg().fill(9, 0, &mut whole);
+            for first in [0, 1, 2, 3, 4, 5, 63, 64, 65, 1023, 4999, 5000] {
+                for len in [0, 1, 2, 3, 5, 63, 64, 65, 3000] {
+                    let end = whole.len().min(first + len);
+                    let mut part = vec![E::ZERO; end - first];
+                    prg().fill(9, first as u64, &mut part);
+                    assert!(part == whole[first..end], "{first}..{end}");
+                }
+            }
+            let mut other = vec![E::ZERO; 5000];
+            prg().fill(10, 0, &mut other);
+            assert!(other.iter().zip(&whole).filter(|(a, b)| a == b).count() < 3, "streams differ");
+        }
+        check::<u32>();
+        check::<u64>();
+    }
+}

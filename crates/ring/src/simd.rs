@@ -54,17 +54,22 @@ impl Isa {
     }
 
     /// Runs `work` compiled for this instruction set, or for the best one below it that the machine has.
+    ///
+    /// Only what the compiler inlines here is so compiled, and it inlines no more than a small closure: kernels of
+    /// some length take the macro [`run!`](crate::simd::run!).
     #[inline(always)]
     pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        match self.min(Isa::detect_once()) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `detect_once` has seen every feature that the callee enables.
-            Isa::Avx512 => unsafe { avx512(work) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx2 => unsafe { avx2(work) },
-            _ => work(),
+        match self.usable() {
+            Isa::Avx512 => avx512(work),
+            Isa::Avx2 => avx2(work),
+            Isa::Portable => work(),
         }
+    }
+
+    /// This instruction set, or the best one below it that the machine has.
+    #[inline(always)]
+    pub fn usable(self) -> Isa {
+        self.min(Isa::detect_once())
     }
 
     #[inline(always)]
@@ -74,20 +79,72 @@ impl Isa {
     }
 }
 
-/// Runs `work` compiled for the instruction set in use.
+/// Runs `work` compiled for the instruction set in use; see [`Isa::run`] for how far that reaches.
 #[inline(always)]
 pub fn run<R>(work: impl FnOnce() -> R) -> R {
     Isa::current().run(work)
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2,avx2")]
-fn avx512<R>(work: impl FnOnce() -> R) -> R {
+/// Runs a closure compiled for the instruction set in use, or for the one given first: `run!(|| ..)`, `run!(isa, || ..)`.
+///
+/// The closure is written out once for each instruction set. Each copy then has one caller, and a function with one
+/// caller is inlined however long it is; what it calls in turn is compiled for the instruction set where that is
+/// generic code with one caller again, or `#[inline(always)]`.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! __simd_run {
+    ($work:expr) => {
+        $crate::simd::run!($crate::simd::Isa::current(), $work)
+    };
+    ($isa:expr, $work:expr) => {
+        match $crate::simd::Isa::usable($isa) {
+            $crate::simd::Isa::Avx512 => $crate::simd::avx512($work),
+            $crate::simd::Isa::Avx2 => $crate::simd::avx2($work),
+            $crate::simd::Isa::Portable => ($work)(),
+        }
+    };
+}
+#[doc(inline)]
+pub use crate::__simd_run as run;
+
+/// Runs `work` compiled for AVX-512: the arm of [`run!`](crate::simd::run!).
+///
+/// # Panics
+/// Where the machine lacks it.
+#[doc(hidden)]
+#[inline(always)]
+pub fn avx512<R>(work: impl FnOnce() -> R) -> R {
+    assert!(Isa::detect_once() >= Isa::Avx512, "no AVX-512 here");
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2,avx2")]
+        fn compiled<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        // SAFETY: the machine has what the callee enables.
+        unsafe { compiled(work) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
     work()
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,bmi2")]
-fn avx2<R>(work: impl FnOnce() -> R) -> R {
+/// Runs `work` compiled for AVX2: the arm of [`run!`](crate::simd::run!).
+///
+/// # Panics
+/// Where the machine lacks it.
+#[doc(hidden)]
+#[inline(always)]
+pub fn avx2<R>(work: impl FnOnce() -> R) -> R {
+    assert!(Isa::detect_once() >= Isa::Avx2, "no AVX2 here");
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,bmi2")]
+        fn compiled<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        // SAFETY: the machine has what the callee enables.
+        unsafe { compiled(work) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
     work()
 }

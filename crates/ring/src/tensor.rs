@@ -86,23 +86,25 @@ impl<E: Element> Tensor<E> {
 
     /// Applies `f` to every element.
     pub fn map<F: Element>(&self, f: impl Fn(E) -> F) -> Tensor<F> {
-        let data = crate::simd::run(|| self.data.iter().map(|&v| f(v)).collect());
+        let data = crate::simd::run!(|| self.data.iter().map(|&v| f(v)).collect());
         Tensor { shape: self.shape.clone(), data }
     }
 
     /// Applies `f` to pairs of elements of equal shapes, in place.
     pub fn zip_assign(&mut self, other: &Tensor<E>, f: impl Fn(E, E) -> E) {
         assert_eq!(self.shape, other.shape, "shapes differ");
-        crate::simd::run(|| self.data.iter_mut().zip(&other.data).for_each(|(a, &b)| *a = f(*a, b)));
+        crate::simd::run!(|| self.data.iter_mut().zip(&other.data).for_each(|(a, &b)| *a = f(*a, b)));
     }
 
     /// Sum of equal shapes.
+    #[allow(clippy::should_implement_trait, reason = "an operator would hide that shapes must agree")]
     pub fn add(mut self, other: &Tensor<E>) -> Tensor<E> {
         self.zip_assign(other, E::add);
         self
     }
 
     /// Difference of equal shapes.
+    #[allow(clippy::should_implement_trait, reason = "as above")]
     pub fn sub(mut self, other: &Tensor<E>) -> Tensor<E> {
         self.zip_assign(other, E::sub);
         self
@@ -112,7 +114,7 @@ impl<E: Element> Tensor<E> {
     pub fn zip_columns(&mut self, row: &[E], f: impl Fn(E, E) -> E) {
         assert_eq!(self.width(), row.len(), "row length");
         let width = row.len().max(1);
-        crate::simd::run(|| {
+        crate::simd::run!(|| {
             for line in self.data.chunks_exact_mut(width) {
                 line.iter_mut().zip(row).for_each(|(a, &b)| *a = f(*a, b));
             }
@@ -123,7 +125,7 @@ impl<E: Element> Tensor<E> {
     pub fn zip_rows(&mut self, column: &[E], f: impl Fn(E, E) -> E) {
         assert_eq!(self.rows(), column.len(), "column length");
         let width = self.width().max(1);
-        crate::simd::run(|| {
+        crate::simd::run!(|| {
             for (line, &b) in self.data.chunks_exact_mut(width).zip(column) {
                 line.iter_mut().for_each(|a| *a = f(*a, b));
             }
@@ -134,7 +136,7 @@ impl<E: Element> Tensor<E> {
     pub fn sum_rows(&self) -> Tensor<E> {
         let width = self.width().max(1);
         let outer = self.shape[..self.shape.len().saturating_sub(1)].to_vec();
-        let data = crate::simd::run(|| {
+        let data = crate::simd::run!(|| {
             self.data.chunks_exact(width).map(|line| line.iter().fold(E::ZERO, |s, &v| s.add(v))).collect()
         });
         Tensor::new(outer, data)
