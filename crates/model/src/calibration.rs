@@ -240,3 +240,61 @@ const SENTENCES: [&str; 44] = [
      asked, and felt foolish at once, for who would answer? Then, from the top of the stairs, a voice that she had not \
      heard for eleven years said her name, quite calmly, as if it had been waiting for just this question all the time.",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn model(fixture: &str) -> Model {
+        Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture)).unwrap()
+    }
+
+    #[test]
+    fn texts_reach_from_one_token_to_the_longest() {
+        let model = model("bert_encoder");
+        let inputs = calibration_inputs(&model);
+        let lengths = inputs.iter().map(|input| match input {
+            OracleInput::Tokens(ids) => {
+                assert!(ids.iter().all(|id| *id < 64));
+                ids.len()
+            }
+            OracleInput::Patches(_) => panic!("the model takes texts"),
+        });
+        let lengths: Vec<usize> = lengths.collect();
+        assert_eq!((lengths.iter().min(), lengths.iter().max()), (Some(&1), Some(&40)));
+        assert!(inputs.len() > 50);
+        assert_eq!(inputs, calibration_inputs(&model));
+    }
+
+    #[test]
+    fn images_reach_from_black_to_white() {
+        let model = model("vit_classifier");
+        let inputs = calibration_inputs(&model);
+        assert!(inputs.len() > 30);
+        let black = OracleInput::Patches(model.graph.input.patches(&[0.0; 3 * 144]).unwrap());
+        let white = OracleInput::Patches(model.graph.input.patches(&[1.0; 3 * 144]).unwrap());
+        assert!(inputs.contains(&black) && inputs.contains(&white));
+        let distinct = inputs.iter().enumerate().all(|(i, a)| inputs[..i].iter().all(|b| a != b));
+        assert!(distinct);
+    }
+
+    #[test]
+    fn ranges_hold_every_run_and_come_back_from_json() {
+        let model = model("bert_classifier_f16");
+        let inputs = calibration_inputs(&model);
+        let whole = calibrate(&model, &inputs).unwrap();
+        assert_eq!(whole.inputs, inputs.len());
+        assert_eq!(whole.nodes.len(), model.graph.nodes.len());
+        let (first, rest) = inputs.split_at(20);
+        let mut merged = calibrate(&model, first).unwrap();
+        let alone = merged.node("layer1/attention").unwrap().attention.unwrap();
+        merged.merge(&calibrate(&model, rest).unwrap());
+        assert_eq!(merged, whole);
+        let both = merged.node("layer1/attention").unwrap().attention.unwrap();
+        assert!(both.max_score >= alone.max_score && both.row_sum.max >= alone.row_sum.max);
+        let json = serde_json::to_string(&whole).unwrap();
+        assert_eq!(serde_json::from_str::<Ranges>(&json).unwrap(), whole);
+    }
+}

@@ -19,7 +19,7 @@ use crate::weights::Weights;
 pub struct Model {
     /// What is computed. It passes [`Graph::validate`].
     pub graph: Graph,
-    /// What was assumed because the directory does not say it, one sentence each.
+    /// What was assumed because the directory does not say it, or is done otherwise than it says, one sentence each.
     pub notes: Vec<String>,
     tokenizer: Option<Tokenizer>,
     weights: Weights,

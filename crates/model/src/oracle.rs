@@ -149,7 +149,7 @@ impl Oracle {
     /// The input is not one that the model takes.
     pub fn output(&self, input: &OracleInput) -> Result<Vec<f32>, OracleError> {
         let mut last = None;
-        self.walk(input, |_, value, _| {
+        self.walk(input, |_, value, _, _| {
             last = Some(value.clone());
             Ok(())
         })?;
@@ -172,8 +172,8 @@ impl Oracle {
         input: &OracleInput,
         mut each: impl FnMut(&Node, &Tensor, NodeStats) -> Result<(), OracleError>,
     ) -> Result<(), OracleError> {
-        self.walk(input, |node, value, read| {
-            let stats = self.node_stats(node, value, read)?;
+        self.walk(input, |node, value, read, inside| {
+            let stats = node_stats(node, value, read, inside)?;
             each(node, value, stats)
         })
     }
@@ -182,7 +182,7 @@ impl Oracle {
     fn walk(
         &self,
         input: &OracleInput,
-        mut each: impl FnMut(&Node, &Tensor, &[Tensor]) -> Result<(), OracleError>,
+        mut each: impl FnMut(&Node, &Tensor, &[Tensor], &Inside) -> Result<(), OracleError>,
     ) -> Result<(), OracleError> {
         let mut values: Vec<Option<Tensor>> = vec![Some(self.input(input)?)];
         for (index, node) in self.graph.nodes.iter().enumerate() {
@@ -193,8 +193,8 @@ impl Oracle {
                 .map(|i| values.get(*i).cloned().flatten())
                 .collect::<Option<_>>()
                 .ok_or_else(missing)?;
-            let value = self.compute(node, &read)?;
-            each(node, &value, &read)?;
+            let (value, inside) = self.compute(node, &read)?;
+            each(node, &value, &read, &inside)?;
             values.push(Some(value));
             for input in &node.inputs {
                 if self.last_use[*input] == index {
@@ -234,19 +234,24 @@ impl Oracle {
         self.tensors.get(name).ok_or_else(|| TensorError::Unknown(name.into()).into())
     }
 
-    fn compute(&self, node: &Node, read: &[Tensor]) -> Result<Tensor, OracleError> {
+    fn compute(&self, node: &Node, read: &[Tensor]) -> Result<(Tensor, Inside), OracleError> {
         let x = &read[0];
-        Ok(match &node.op {
+        let value = match &node.op {
             Op::Lookup { table } => self.tensor(table)?.index_select(x, 0)?,
             Op::AddRows { rows } => (x + self.tensor(rows)?.narrow(0, 0, x.dim(0)?)?)?,
             Op::PrependRow { row } => Tensor::cat(&[self.tensor(row)?, x], 0)?,
             Op::Linear { weight, bias } => x.matmul(self.tensor(weight)?)?.broadcast_add(self.tensor(bias)?)?,
             Op::LayerNorm { gain, bias, eps } => {
-                let (centred, variance) = centre(x)?;
-                let y = centred.broadcast_div(&(variance + *eps)?.sqrt()?)?;
-                y.broadcast_mul(self.tensor(gain)?)?.broadcast_add(self.tensor(bias)?)?
+                let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+                let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+                let y = centred.broadcast_div(&(&variance + *eps)?.sqrt()?)?;
+                let y = y.broadcast_mul(self.tensor(gain)?)?.broadcast_add(self.tensor(bias)?)?;
+                return Ok((y, Inside::Norm { centred, variance }));
             }
-            Op::Attention { heads } => Attention::new(x, *heads)?.output()?,
+            Op::Attention { heads } => {
+                let attention = Attention::new(x, *heads)?;
+                return Ok((attention.output()?, Inside::Attention(attention)));
+            }
             Op::Add => (x + &read[1])?,
             Op::Activation(Activation::Gelu) => x.gelu_erf()?,
             Op::Activation(Activation::GeluTanh) => x.gelu()?,
@@ -254,22 +259,29 @@ impl Oracle {
             Op::Activation(Activation::Tanh) => x.tanh()?,
             Op::FirstRow => x.narrow(0, 0, 1)?,
             Op::MeanRows => x.mean_keepdim(0)?,
-        })
+        };
+        Ok((value, Inside::Nothing))
     }
+}
 
-    fn node_stats(&self, node: &Node, value: &Tensor, read: &[Tensor]) -> Result<NodeStats, OracleError> {
-        let mut stats = NodeStats { max_abs: max_abs(value)?, ..NodeStats::default() };
-        match node.op {
-            Op::Activation(_) => stats.activation = Some(span(&read[0])?),
-            Op::LayerNorm { .. } => {
-                let (centred, variance) = centre(&read[0])?;
-                stats.norm = Some(NormStats { variance: span(&variance)?, max_centred: max_abs(&centred)? });
-            }
-            Op::Attention { heads } => stats.attention = Some(Attention::new(&read[0], heads)?.stats(stats.max_abs)?),
-            _ => {}
+/// What an operation computed on the way to its result.
+enum Inside {
+    Nothing,
+    Norm { centred: Tensor, variance: Tensor },
+    Attention(Attention),
+}
+
+fn node_stats(node: &Node, value: &Tensor, read: &[Tensor], inside: &Inside) -> candle_core::Result<NodeStats> {
+    let mut stats = NodeStats { max_abs: max_abs(value)?, ..NodeStats::default() };
+    match inside {
+        Inside::Norm { centred, variance } => {
+            stats.norm = Some(NormStats { variance: span(variance)?, max_centred: max_abs(centred)? });
         }
-        Ok(stats)
+        Inside::Attention(attention) => stats.attention = Some(attention.stats(stats.max_abs)?),
+        Inside::Nothing if matches!(node.op, Op::Activation(_)) => stats.activation = Some(span(&read[0])?),
+        Inside::Nothing => {}
     }
+    Ok(stats)
 }
 
 /// The intermediate values of a softmax attention, all `[heads, rows, ..]`.
@@ -315,13 +327,6 @@ impl Attention {
             max_output,
         })
     }
-}
-
-/// A row minus its mean, and its variance.
-fn centre(x: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    Ok((centred, variance))
 }
 
 fn max_abs(x: &Tensor) -> candle_core::Result<f32> {

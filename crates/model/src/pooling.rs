@@ -8,6 +8,8 @@ use crate::config::read_object;
 use crate::error::Problem;
 
 const MODULES: &str = "modules.json";
+const LIMITS: &str = "sentence_bert_config.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
 const FLAG: &str = "pooling_mode_";
 
 /// Which vector stands for a text.
@@ -54,6 +56,7 @@ impl Pooling {
                 return pooling;
             }
         };
+        note_text_options(dir, problems, notes);
         pooling.normalize = false;
         let (mut pooled, before) = (false, problems.len());
         for module in &modules {
@@ -80,6 +83,25 @@ impl Pooling {
             problems.push(Problem::BadEntry { file: MODULES.into(), key: "type".into(), what });
         }
         pooling
+    }
+}
+
+/// What sentence-transformers does to a text before the model, and this crate does not.
+fn note_text_options(dir: &Path, problems: &mut Vec<Problem>, notes: &mut Vec<String>) {
+    if let Some(map) = read_object(dir, LIMITS, None, problems) {
+        if let Some(limit) = map.get("max_seq_length").and_then(Value::as_u64) {
+            notes.push(format!(
+                "{LIMITS} cuts texts at {limit} tokens; here they may be as long as there are positions"
+            ));
+        }
+        if map.get("do_lower_case") == Some(&Value::Bool(true)) {
+            notes.push(format!("{LIMITS} asks for lower case; here only the tokenizer decides"));
+        }
+    }
+    if let Some(map) = read_object(dir, PROMPTS, None, problems)
+        && let Some(name) = map.get("default_prompt_name").and_then(Value::as_str)
+    {
+        notes.push(format!("{PROMPTS} puts prompt {name:?} before each text; here the caller has to"));
     }
 }
 

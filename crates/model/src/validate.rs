@@ -67,7 +67,7 @@ pub enum GraphError {
 
 /// How many rows a value has for each input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
+enum Rows {
     /// As many as the input has tokens or patches, and this many more.
     PerInput(usize),
     /// One: the value comes after [`Op::FirstRow`] or [`Op::MeanRows`].

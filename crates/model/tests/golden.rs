@@ -96,3 +96,40 @@ fn vit_classifier() {
 fn vit_classifier_in_bf16_with_tanh_gelu_and_without_qkv_bias() {
     check("vit_classifier_tanh_bf16", "layer1/ffn/add");
 }
+
+#[test]
+fn other_names_of_the_same_architecture() {
+    for (from, name) in [
+        ("bert_encoder", "BertForMaskedLM"),
+        ("distilbert_encoder", "DistilBertForMaskedLM"),
+        ("roberta_classifier", "XLMRobertaForSequenceClassification"),
+        ("roberta_classifier", "CamembertForSequenceClassification"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"] {
+            if fixture_file(from, file).exists() {
+                std::fs::create_dir_all(dir.path().join(file).parent().unwrap()).unwrap();
+                std::fs::copy(fixture_file(from, file), dir.path().join(file)).unwrap();
+            }
+        }
+        let text = std::fs::read_to_string(fixture_file(from, "config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["architectures"] = serde_json::json!([name]);
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let digest = Model::load(dir.path()).unwrap().digest();
+        assert_eq!(digest, Model::load(&fixture(from)).unwrap().digest(), "{name}");
+    }
+}
+
+#[test]
+fn debug_output_holds_no_weights() {
+    let model = Model::load(&fixture("vit_classifier")).unwrap();
+    let shown = format!("{model:?}");
+    for value in model.tensor("head/classifier/weight").unwrap() {
+        assert!(!shown.contains(&value.to_string()));
+    }
+}
+
+fn fixture_file(name: &str, file: &str) -> PathBuf {
+    fixture(name).join(file)
+}
