@@ -275,7 +275,8 @@ fn save(weights: &Weights, dir: &Path) -> Result<()> {
         "do_resize": false,
         "size": {"height": SIDE, "width": SIDE},
         "do_rescale": true,
-        "rescale_factor": 1.0 / 16.0,
+        // For images of 8-bit greys, as `transformers` expects them: full ink is 255.
+        "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
         "image_mean": [MEAN],
         "image_std": [STD],
