@@ -8,14 +8,11 @@
 //! (Matyas-Meyer-Oseas) under three fixed public keys, secure with AES as an ideal cipher. A node of the tree is a block
 //! whose lowest bit is the control bit; the generator sees the other 127.
 
-use aes::Aes128;
-use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::{Element, Prg, Seed, pack};
+use crate::cipher::{BLOCK, Cipher};
+use crate::{Element, Prg, Seed, pack, simd};
 
-/// Bytes of a cipher block.
-const BLOCK: usize = 16;
 /// Bytes of a level's correction: a block and the control bit of the right child.
 const LEVEL: usize = BLOCK + 1;
 /// Nodes expanded at a time, so that they stay in the first cache.
@@ -153,16 +150,20 @@ impl Key {
         nodes.truncate(leaves);
         let last: Vec<E> = self.last.iter().map(|&v| E::from_u64(v)).collect();
         let negate = E::from_u64(u64::from(self.party)).mul(E::mask(E::BITS));
-        let mut out = Vec::with_capacity(leaves * lanes::<E>());
-        let mut blocks = [[0u8; BLOCK]; BATCH];
-        for batch in nodes.chunks(BATCH) {
-            let blocks = &mut blocks[..batch.len()];
-            hash(&ciphers.value, batch, blocks);
-            for (block, &node) in blocks.iter().zip(batch) {
-                let on = E::from_u64((node & 1) as u64).mul(E::mask(E::BITS));
-                let lanes: &[E] = bytemuck::cast_slice(block);
-                out.extend(lanes.iter().zip(&last).map(|(&v, &c)| (v.add(c & on) ^ negate).sub(negate)));
-            }
+        let mut out = vec![E::ZERO; leaves * lanes::<E>()];
+        let mut values = [0; BATCH];
+        for (batch, out) in nodes.chunks(BATCH).zip(out.chunks_mut(BATCH * lanes::<E>())) {
+            let values = &mut values[..batch.len()];
+            ciphers.value.feed_forward(batch, values);
+            simd::run!(|| {
+                let values = bytemuck::cast_slice::<u128, E>(values).chunks_exact(lanes::<E>());
+                for ((out, values), &node) in out.chunks_exact_mut(lanes::<E>()).zip(values).zip(batch) {
+                    let on = E::from_u64((node & 1) as u64).mul(E::mask(E::BITS));
+                    for ((out, &v), &c) in out.iter_mut().zip(values).zip(&last) {
+                        *out = (v.add(c & on) ^ negate).sub(negate);
+                    }
+                }
+            });
         }
         out.truncate(rows);
         out
@@ -243,28 +244,16 @@ fn lanes_of<E: Element>(block: u128) -> Vec<E> {
     bytemuck::cast_slice::<u8, E>(&block.to_le_bytes()).to_vec()
 }
 
-/// `out_i = AES(s_i) ^ s_i`, where `s_i` is the node without its control bit.
-fn hash(cipher: &Aes128, nodes: &[u128], out: &mut [[u8; BLOCK]]) {
-    for (block, node) in out.iter_mut().zip(nodes) {
-        *block = (node & !1).to_le_bytes();
-    }
-    cipher.encrypt_blocks(Array::cast_slice_from_core_mut(out));
-    for (block, node) in out.iter_mut().zip(nodes) {
-        *block = (u128::from_le_bytes(*block) ^ (node & !1)).to_le_bytes();
-    }
-}
-
 /// The fixed keys, expanded.
 struct Ciphers {
-    left: Aes128,
-    right: Aes128,
-    value: Aes128,
+    left: Cipher,
+    right: Cipher,
+    value: Cipher,
 }
 
 impl Ciphers {
     fn new() -> Ciphers {
-        let [left, right, value] =
-            [b"tercet dpf left ", b"tercet dpf right", b"tercet dpf value"].map(|key| Aes128::new(&Array(*key)));
+        let [left, right, value] = [b"tercet dpf left ", b"tercet dpf right", b"tercet dpf value"].map(Cipher::new);
         Ciphers { left, right, value }
     }
 
@@ -280,17 +269,16 @@ impl Ciphers {
 
     /// The first `wanted` nodes of the level below `nodes`.
     fn expand(&self, nodes: &[u128], correction: &Correction, wanted: usize) -> Vec<u128> {
-        let mut out = Vec::with_capacity(wanted + 1);
-        let mut left = [[0u8; BLOCK]; BATCH];
-        let mut right = [[0u8; BLOCK]; BATCH];
+        let mut out = vec![0; wanted.next_multiple_of(2)];
+        let (mut left, mut right) = ([0; BATCH], [0; BATCH]);
         let right_block = correction.right_block();
-        for batch in nodes[..nodes.len().min(wanted.div_ceil(2))].chunks(BATCH) {
-            hash(&self.left, batch, &mut left[..batch.len()]);
-            hash(&self.right, batch, &mut right[..batch.len()]);
-            for ((&node, l), r) in batch.iter().zip(&left).zip(&right) {
+        for (batch, out) in nodes.chunks(BATCH).zip(out.chunks_mut(2 * BATCH)) {
+            let (left, right) = (&mut left[..batch.len()], &mut right[..batch.len()]);
+            self.left.feed_forward(batch, left);
+            self.right.feed_forward(batch, right);
+            for (((out, &node), l), r) in out.as_chunks_mut().0.iter_mut().zip(batch).zip(left).zip(right) {
                 let on = control(node);
-                out.push(u128::from_le_bytes(*l) ^ (on & correction.left));
-                out.push(u128::from_le_bytes(*r) ^ (on & right_block));
+                *out = [*l ^ (on & correction.left), *r ^ (on & right_block)];
             }
         }
         out.truncate(wanted);
@@ -298,10 +286,10 @@ impl Ciphers {
     }
 }
 
-fn hash_one(cipher: &Aes128, node: u128) -> u128 {
-    let mut out = [[0; BLOCK]];
-    hash(cipher, &[node], &mut out);
-    u128::from_le_bytes(out[0])
+fn hash_one(cipher: &Cipher, node: u128) -> u128 {
+    let mut out = [0];
+    cipher.feed_forward(&[node], &mut out);
+    out[0]
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@
 //! shapes and ring widths are public. It is one of the two places where `unsafe` may live: instruction-set kernels and
 //! one read-only file mapping.
 
+#[cfg(target_endian = "big")]
+compile_error!("lanes travel and are stored as they lie in memory, little-endian");
+
+mod cipher;
 pub mod dpf;
 mod element;
 pub mod fixed;

@@ -4,18 +4,12 @@
 //! permutation and far fewer than `2^64` blocks are drawn from one key. Every block is a function of (key, stream,
 //! number of the block) alone, so that threads may draw any part of a stream in any order.
 
-use aes::Aes128;
-use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::Element;
-
-/// Bytes of a cipher block.
-const BLOCK: usize = 16;
-/// Blocks encrypted at a time: 4 KiB stay in the first cache between counter, cipher and copy.
-const BATCH: usize = 256;
+use crate::cipher::{BLOCK, Cipher};
 
 /// 256 bits of secret randomness; wiped when dropped, never printed.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -67,7 +61,7 @@ impl Seed {
 /// a stream is its bytes `[j * w, (j + 1) * w)`, little-endian, where `w` is the size of the lane.
 #[derive(Clone)]
 pub struct Prg {
-    cipher: Aes128,
+    cipher: Cipher,
 }
 
 impl std::fmt::Debug for Prg {
@@ -82,7 +76,7 @@ impl Prg {
         let derived = seed.derive("tercet prg aes-128-ctr", &[]);
         let mut key: [u8; BLOCK] = [0; BLOCK];
         key.copy_from_slice(&derived.0[..BLOCK]);
-        let cipher = Aes128::new(&Array(key));
+        let cipher = Cipher::new(&key);
         key.zeroize();
         Prg { cipher }
     }
@@ -113,13 +107,8 @@ impl Prg {
             rest = tail;
         }
         let (blocks, tail) = rest.as_chunks_mut::<BLOCK>();
-        for batch in blocks.chunks_mut(BATCH) {
-            for (block, i) in batch.iter_mut().zip(next..) {
-                *block = counter(stream, i);
-            }
-            self.cipher.encrypt_blocks(Array::cast_slice_from_core_mut(batch));
-            next += batch.len() as u64;
-        }
+        self.cipher.counter_mode(stream, next, blocks);
+        next += blocks.len() as u64;
         if !tail.is_empty() {
             self.part_of_block(stream, next, 0, tail);
         }
@@ -127,15 +116,10 @@ impl Prg {
 
     /// Writes bytes of one block from `skip` on.
     fn part_of_block(&self, stream: u64, i: u64, skip: usize, out: &mut [u8]) {
-        let mut block = Array(counter(stream, i));
-        self.cipher.encrypt_block(&mut block);
-        out.copy_from_slice(&block.0[skip..skip + out.len()]);
+        let mut block = [[0; BLOCK]];
+        self.cipher.counter_mode(stream, i, &mut block);
+        out.copy_from_slice(&block[0][skip..skip + out.len()]);
     }
-}
-
-#[inline(always)]
-fn counter(stream: u64, i: u64) -> [u8; BLOCK] {
-    ((u128::from(stream) << 64) | u128::from(i)).to_be_bytes()
 }
 
 #[cfg(test)]
