@@ -95,3 +95,31 @@ macro_rules! lane {
 }
 lane!(u32);
 lane!(u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<E: Element>() {
+        for k in 1..=E::BITS {
+            let top = 1u64 << (k - 1);
+            assert_eq!(E::mask(k).to_u64(), u64::MAX >> (64 - k));
+            assert_eq!(E::from_u64(u64::MAX).low(k), E::mask(k));
+            assert_eq!(E::from_i64(-1).signed(k), -1);
+            assert_eq!(E::from_u64(top).signed(k), (top as i64).wrapping_neg());
+            assert_eq!(E::from_u64(top - 1).signed(k), (top - 1) as i64);
+        }
+        assert_eq!(E::mask(0), E::ZERO);
+        let (all, two) = (E::mask(E::BITS), E::ONE.add(E::ONE));
+        assert_eq!(all.add(E::ONE), E::ZERO);
+        assert_eq!(E::ZERO.sub(E::ONE), all);
+        assert_eq!(all.mul(two), all.sub(E::ONE));
+        assert_eq!(E::from_i64(-5).to_u64(), 5u64.wrapping_neg() & E::mask(E::BITS).to_u64());
+    }
+
+    #[test]
+    fn arithmetic_wraps_at_the_lane_and_reads_at_the_ring() {
+        check::<u32>();
+        check::<u64>();
+    }
+}

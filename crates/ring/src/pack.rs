@@ -3,13 +3,13 @@
 //! Element `i` takes bits `[i * k, (i + 1) * k)` of the plane, bit `b` of the plane being bit `b % 8` of byte `b / 8`
 //! (little-endian throughout). The bits after the last element are zero; a reader ignores them.
 //!
-//! A whole lane is copied. Other widths go through AVX-512 with byte permutation in blocks ([`blocks`]) where the machine
+//! A whole lane is copied and single bits have loops of their own. Other widths go through AVX-512 with byte permutation in blocks ([`blocks`]) where the machine
 //! has it, and word by word where not and at the end.
 
 #[cfg(target_arch = "x86_64")]
 mod blocks;
 
-use crate::Element;
+use crate::{Element, simd};
 
 /// A plane whose length is not the one that its shape demands: the fault of whoever sent it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,9 @@ pub fn pack<E: Element>(values: &[E], k: u32, out: &mut Vec<u8>) {
     if k == E::BITS {
         return out.extend_from_slice(bytemuck::cast_slice(values));
     }
+    if k == 1 {
+        return pack_bits(values, out);
+    }
     #[cfg(target_arch = "x86_64")]
     let values = &values[blocks::pack(values, k, out)..];
     pack_words(values, k, out);
@@ -59,6 +62,10 @@ pub fn unpack<E: Element>(bytes: &[u8], k: u32, out: &mut [E]) -> Result<(), Len
         bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
         return Ok(());
     }
+    if k == 1 {
+        unpack_bits(bytes, out);
+        return Ok(());
+    }
     #[cfg(target_arch = "x86_64")]
     let (bytes, out) = {
         let done = blocks::unpack(bytes, k, out);
@@ -66,6 +73,34 @@ pub fn unpack<E: Element>(bytes: &[u8], k: u32, out: &mut [E]) -> Result<(), Len
     };
     unpack_words(bytes, k, out);
     Ok(())
+}
+
+/// Single bits, 64 to a word.
+fn pack_bits<E: Element>(values: &[E], out: &mut Vec<u8>) {
+    let (words, rest) = values.as_chunks::<64>();
+    let start = out.len();
+    out.resize(start + words.len() * 8, 0);
+    let packed = out[start..].as_chunks_mut::<8>().0;
+    simd::run!(|| {
+        for (packed, values) in packed.iter_mut().zip(words) {
+            let bits = values.iter().zip(0..).map(|(v, j)| (v.to_u64() & 1) << j);
+            *packed = bits.fold(0u64, |word, bit| word | bit).to_le_bytes();
+        }
+    });
+    pack_words(rest, 1, out);
+}
+
+/// Single bits, 64 from a word.
+fn unpack_bits<E: Element>(bytes: &[u8], out: &mut [E]) {
+    let (words, rest) = out.as_chunks_mut::<64>();
+    let (packed, rest_packed) = bytes.split_at(words.len() * 8);
+    simd::run!(|| {
+        for (packed, values) in packed.as_chunks::<8>().0.iter().zip(&mut *words) {
+            let word = u64::from_le_bytes(*packed);
+            values.iter_mut().zip(0..).for_each(|(v, j)| *v = E::from_u64(word >> j & 1));
+        }
+    });
+    unpack_words(rest_packed, 1, rest);
 }
 
 /// Gathers values in a word and writes it when it is full.

@@ -42,3 +42,24 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_is_visited_once_with_its_place() {
+        for threads in [0, 1, 3] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads.max(1));
+            for (len, step) in [(0, 4), (1, 4), (10, 3), (10, 0), (64, 64), (65, 64)] {
+                let mut out = vec![0usize; len];
+                pool.chunks(&mut out, step, |first, chunk| {
+                    assert!(chunk.len() <= step.max(1));
+                    chunk.iter_mut().enumerate().for_each(|(i, v)| *v += first + i + 1);
+                });
+                assert!(out.iter().enumerate().all(|(i, v)| *v == i + 1), "{len} by {step} on {threads}");
+            }
+        }
+    }
+}

@@ -148,3 +148,32 @@ pub fn avx2<R>(work: impl FnOnce() -> R) -> R {
     #[cfg(not(target_arch = "x86_64"))]
     work()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_computes_the_same() {
+        let values: Vec<u64> = (0..1000).map(|i| i * 0x9e37_79b9_7f4a_7c15).collect();
+        let expected = values.iter().fold(0u64, |s, v| s.wrapping_mul(31).wrapping_add(v >> 7));
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+            let work = || values.iter().fold(0u64, |s, v| s.wrapping_mul(31).wrapping_add(v >> 7));
+            assert_eq!(isa.run(work), expected);
+            assert_eq!(
+                run!(isa, || values.iter().fold(0u64, |s, v| s.wrapping_mul(31).wrapping_add(v >> 7))),
+                expected
+            );
+        }
+        assert_eq!(run(|| values.len()) + run!(|| values.len()), 2000);
+    }
+
+    #[test]
+    fn what_the_machine_has_is_a_prefix() {
+        let available = Isa::available();
+        assert_eq!(available[0], Isa::Portable);
+        assert!(available.contains(&Isa::current()));
+        assert!(available.is_sorted());
+        assert_eq!(Isa::Avx512.usable(), Isa::detect());
+    }
+}

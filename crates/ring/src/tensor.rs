@@ -220,3 +220,61 @@ impl<E: Element> Tensor<E> {
         Tensor::new(shape, data)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(shape: &[usize]) -> Tensor<u32> {
+        Tensor::new(shape, (0..shape.iter().product::<usize>() as u32).collect())
+    }
+
+    #[test]
+    fn shapes_and_arithmetic() {
+        let t = counted(&[2, 3, 4]);
+        assert_eq!((t.rows(), t.width(), t.len(), t.is_empty()), (6, 4, 24, false));
+        assert_eq!(t.clone().add(&t).data()[23], 46);
+        assert_eq!(counted(&[3]).sub(&Tensor::new([3], vec![1, 1, 1])).into_data(), [u32::MAX, 0, 1]);
+        assert_eq!(t.map(|v| u64::from(v) << 33).data()[1], 1 << 33);
+        assert_eq!(counted(&[2, 2]).sum_rows().data(), [1, 5]);
+        let mut t = counted(&[2, 2]);
+        t.zip_columns(&[10, 20], u32::add);
+        assert_eq!(t.data(), [10, 21, 12, 23]);
+        t.zip_rows(&[1, 2], u32::mul);
+        assert_eq!(t.data(), [10, 21, 24, 46]);
+        assert_eq!(format!("{t:?}"), "Tensor[2, 2]", "no value");
+        assert_eq!(Tensor::<u64>::zeros([0, 3]).transpose().shape(), [3, 0]);
+    }
+
+    #[test]
+    fn columns_come_apart_and_together() {
+        let t = counted(&[5, 7]);
+        let joined = Tensor::join_columns(&[t.columns(0, 3), t.columns(3, 3), t.columns(3, 7)]);
+        assert_eq!((joined.shape(), joined.data()), (t.shape(), t.data()));
+        assert_eq!(Tensor::flatten(&[&t, &t.columns(6, 7)]).data()[35..], [6, 13, 20, 27, 34]);
+    }
+
+    #[test]
+    fn transposing_twice_is_nothing() {
+        for shape in [&[1, 1][..], &[17, 33], &[3, 16, 40], &[2, 1, 5]] {
+            let t = counted(shape);
+            let transposed = t.transpose();
+            let n = shape.len();
+            let (r, c) = (shape[n - 2], shape[n - 1]);
+            assert_eq!(transposed.data()[r * (c - 1)..r * c][r - 1], (r * c - 1) as u32);
+            assert_eq!(transposed.transpose().data(), t.data());
+        }
+        assert_eq!(counted(&[2, 3]).transpose().data(), [0, 3, 1, 4, 2, 5]);
+        let t = counted(&[2, 3, 4, 5]);
+        let swapped = t.swap_middle();
+        assert_eq!(swapped.shape(), [2, 4, 3, 5]);
+        assert_eq!(swapped.data()[5..10], t.data()[20..25]);
+        assert_eq!(swapped.swap_middle().data(), t.data());
+    }
+
+    #[test]
+    #[should_panic(expected = "does not hold")]
+    fn a_shape_of_another_length_is_refused() {
+        Tensor::new([2, 2], vec![0u32; 5]);
+    }
+}
