@@ -12,7 +12,11 @@ use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{
+    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    TransportConfig, VarInt,
+};
+use rand::Rng;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -160,6 +164,26 @@ impl ControllerFactory for FixedWindow {
     }
 }
 
+/// Connection ids without meaning. (quinn's own are marked with a key of the process, so that a restarted node would
+/// ignore packets for its former connections instead of resetting them, and its peers would wait for the idle timeout.)
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; 8];
+        rand::rng().fill_bytes(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 /// One UDP socket that dials and, given a server configuration, listens.
 pub(crate) struct QuicPort {
     endpoint: quinn::Endpoint,
@@ -190,6 +214,7 @@ impl QuicPort {
         let mut config =
             EndpointConfig::new(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_key)));
         config
+            .cid_generator(|| Box::new(RandomIds))
             .max_udp_payload_size(profile.datagram_bytes().max(1472) + 28)
             .map_err(|error| NetError::local(error.to_string()))?;
         let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))

@@ -415,3 +415,74 @@ fn lost(party: PartyId, error: NetError) -> TransportError {
     };
     TransportError::Lost { party, reason }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::{Endpoint, EndpointConfig, Identity, LinkKind, PeerAddress};
+
+    /// P1 in a session with a P2 that writes whatever bytes it likes.
+    async fn beside_a_liar(kind: LinkKind) -> (SessionLinks, ByteChannel, [Endpoint; 3]) {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let identities = [(); 3].map(|()| Identity::generate().unwrap());
+        let keys = [0, 1, 2].map(|index: usize| Some(identities[index].public_key()));
+        let mut parties = PartyId::ALL.into_iter();
+        let nodes = identities.map(|identity| {
+            let party = parties.next().unwrap();
+            Endpoint::bind(EndpointConfig::node(identity, party, any, keys)).unwrap()
+        });
+        let addresses =
+            [0, 1, 2].map(|index: usize| Some(PeerAddress::new(kind, nodes[index].local_address().unwrap())));
+        for node in &nodes {
+            node.keep_parties(addresses.clone()).unwrap();
+        }
+        let patience = Duration::from_secs(20);
+        let link = async |from: usize, to: PartyId| nodes[from].wait_party(to, patience).await.unwrap();
+        let settings = SessionSettings { round_deadline: patience, limits: FrameLimits::default() };
+        let (honest, liar, _) = {
+            let to_p1 = link(2, PartyId::P1).await;
+            let (a, b) = (link(1, PartyId::P0).await, link(1, PartyId::P2).await);
+            let (c, d) = (link(0, PartyId::P1).await, link(0, PartyId::P2).await);
+            tokio::join!(
+                SessionLinks::establish(PartyId::P1, [&b, &a], 1, settings),
+                to_p1.session_channel(1, patience),
+                async {
+                    (c.session_channel(1, patience).await.unwrap(), d.session_channel(1, patience).await.unwrap())
+                },
+            )
+        };
+        (honest.unwrap(), liar.unwrap(), nodes)
+    }
+
+    fn header(tag: u64, length: u32, kind: u32) -> Vec<u8> {
+        [&tag.to_le_bytes()[..], &length.to_le_bytes(), &kind.to_le_bytes()].concat()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn frames_that_are_none_end_the_session_and_name_the_liar() {
+        for kind in [LinkKind::Quic, LinkKind::Tcp] {
+            let lies = [
+                header(1, 0, 7),
+                header(1, u32::MAX, DATA),
+                header(1, 5000, ABORT),
+                [header(1, 1, DATA), vec![0], header(1, 1, DATA), vec![0]].concat(),
+            ];
+            for lie in lies {
+                let (mut honest, mut liar, _nodes) = beside_a_liar(kind).await;
+                liar.sender.write(lie.clone().into()).await.unwrap();
+                let error =
+                    tokio::task::spawn_blocking(move || honest.recv(PartyId::P2, 2).unwrap_err()).await.unwrap();
+                let named = matches!(error, TransportError::Protocol { party: PartyId::P2, .. });
+                assert!(named, "{kind:?} {lie:?}: {error}");
+            }
+            // Half a frame, then nothing more.
+            let (mut honest, mut liar, _nodes) = beside_a_liar(kind).await;
+            liar.sender.write([header(2, 100, DATA), vec![0; 99]].concat().into()).await.unwrap();
+            liar.finish();
+            let error = tokio::task::spawn_blocking(move || honest.recv(PartyId::P2, 2).unwrap_err()).await.unwrap();
+            assert!(matches!(error, TransportError::Lost { party: PartyId::P2, .. }), "{kind:?}: {error}");
+        }
+    }
+}

@@ -197,3 +197,79 @@ impl ClientCertVerifier for KeyVerifier {
         vec![SignatureScheme::ED25519]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConnection, NamedGroup, ServerConnection};
+
+    use super::*;
+
+    fn shake(client: ClientConfig, server: ServerConfig) -> Result<(ClientConnection, ServerConnection), Error> {
+        let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from("tercet").unwrap())?;
+        let mut server = ServerConnection::new(Arc::new(server))?;
+        for _ in 0..4 {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok((client, server))
+    }
+
+    #[test]
+    fn pinned_keys_shake_hands_over_the_hybrid_group() {
+        let (node, peer) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let server = server_config(&node, Allowed::Listed(BTreeSet::from([peer.public_key()]))).unwrap();
+        let client = client_config(&peer, node.public_key()).unwrap();
+        let (client, server) = shake(client, server).unwrap();
+        assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
+        assert_eq!(server.alpn_protocol(), Some(ALPN));
+        assert_eq!(key_of(&server.peer_certificates().unwrap()[0]), Some(peer.public_key()));
+        assert_eq!(key_of(&client.peer_certificates().unwrap()[0]), Some(node.public_key()));
+    }
+
+    #[test]
+    fn a_peer_without_the_hybrid_fails() {
+        let (node, peer) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let mut classical = aws_lc_rs::default_provider();
+        classical.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+        let classical = Arc::new(classical);
+        let verifier = KeyVerifier { allowed: Allowed::Open, provider: classical.clone() };
+        let mut client = ClientConfig::builder_with_provider(classical)
+            .with_protocol_versions(&[&version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(vec![peer.certificate()], peer.private_key())
+            .unwrap();
+        client.alpn_protocols = vec![ALPN.into()];
+        assert!(shake(client, server_config(&node, Allowed::Open).unwrap()).is_err());
+    }
+
+    #[test]
+    fn other_keys_and_other_kinds_of_keys_fail() {
+        let [node, peer, other] = [(); 3].map(|()| Identity::generate().unwrap());
+        let listed = Allowed::Listed(BTreeSet::from([other.public_key()]));
+        let client = client_config(&peer, node.public_key()).unwrap();
+        assert!(shake(client, server_config(&node, listed).unwrap()).is_err(), "an unlisted key passed");
+        let client = client_config(&peer, other.public_key()).unwrap();
+        assert!(
+            shake(client, server_config(&node, Allowed::Open).unwrap()).is_err(),
+            "another key passed for the pinned"
+        );
+
+        let elliptic = rcgen::generate_simple_self_signed(vec!["tercet".into()]).unwrap();
+        assert_eq!(key_of(elliptic.cert.der()), None, "an ECDSA key passed for an Ed25519 one");
+        for garbage in [&b""[..], b"\x30\x00", &[0xff; 300]] {
+            assert_eq!(key_of(&CertificateDer::from(garbage.to_vec())), None);
+        }
+    }
+}

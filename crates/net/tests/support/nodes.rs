@@ -11,24 +11,24 @@ use tercet_net::{
 };
 use tokio::runtime::Runtime;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub fn any_port() -> SocketAddr {
+pub(crate) fn any_port() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
 }
 
-pub fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// Three keys in PEM files' stead, so that a node can come back with the key it had.
-pub struct Keys {
+pub(crate) struct Keys {
     folder: std::path::PathBuf,
-    pub public: [Option<PublicKey>; 3],
+    pub(crate) public: [Option<PublicKey>; 3],
 }
 
 impl Keys {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("tercet-net-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(name);
@@ -41,11 +41,11 @@ impl Keys {
         Self { folder, public }
     }
 
-    pub fn identity(&self, party: PartyId) -> Identity {
+    pub(crate) fn identity(&self, party: PartyId) -> Identity {
         Identity::load(&self.folder.join(format!("{party}.key"))).unwrap()
     }
 
-    pub fn config(&self, party: PartyId, address: SocketAddr) -> EndpointConfig {
+    pub(crate) fn config(&self, party: PartyId, address: SocketAddr) -> EndpointConfig {
         let mut config = EndpointConfig::node(self.identity(party), party, address, self.public);
         config.profile = LinkProfile::Loopback;
         config
@@ -59,19 +59,19 @@ impl Drop for Keys {
 }
 
 /// Three connected nodes in one runtime.
-pub struct Nodes {
-    pub keys: Keys,
-    pub endpoints: [Endpoint; 3],
-    pub kind: LinkKind,
+pub(crate) struct Nodes {
+    pub(crate) keys: Keys,
+    pub(crate) endpoints: [Endpoint; 3],
+    pub(crate) kind: LinkKind,
     next_session: AtomicU64,
 }
 
 impl Nodes {
-    pub async fn start(kind: LinkKind) -> Self {
+    pub(crate) async fn start(kind: LinkKind) -> Self {
         Self::start_with(kind, LinkProfile::Loopback, LinkShape::NONE).await
     }
 
-    pub async fn start_with(kind: LinkKind, profile: LinkProfile, shape: LinkShape) -> Self {
+    pub(crate) async fn start_with(kind: LinkKind, profile: LinkProfile, shape: LinkShape) -> Self {
         let keys = Keys::new();
         let endpoints = PartyId::ALL.map(|party| {
             let mut config = keys.config(party, any_port());
@@ -90,21 +90,21 @@ impl Nodes {
         nodes
     }
 
-    pub fn address(&self, party: PartyId) -> PeerAddress {
+    pub(crate) fn address(&self, party: PartyId) -> PeerAddress {
         PeerAddress::new(self.kind, self.endpoints[party.index()].local_address().unwrap())
     }
 
-    pub fn addresses(&self) -> [Option<PeerAddress>; 3] {
+    pub(crate) fn addresses(&self) -> [Option<PeerAddress>; 3] {
         PartyId::ALL.map(|party| Some(self.address(party)))
     }
 
-    pub async fn connections(&self, party: PartyId) -> [Connection; 2] {
+    pub(crate) async fn connections(&self, party: PartyId) -> [Connection; 2] {
         let [one, other] = party.others();
         let endpoint = &self.endpoints[party.index()];
         [endpoint.wait_party(one, PATIENCE).await.unwrap(), endpoint.wait_party(other, PATIENCE).await.unwrap()]
     }
 
-    pub async fn session(&self, settings: [SessionSettings; 3]) -> [SessionLinks; 3] {
+    pub(crate) async fn session(&self, settings: [SessionSettings; 3]) -> [SessionLinks; 3] {
         let id = u128::from(self.next_session.fetch_add(1, Ordering::Relaxed));
         let open = async |party: PartyId| {
             let [one, other] = self.connections(party).await;
@@ -115,7 +115,7 @@ impl Nodes {
     }
 
     /// Somebody, who lets themselves be let in because these nodes are open.
-    pub fn client(&self) -> Endpoint {
+    pub(crate) fn client(&self) -> Endpoint {
         let mut config = EndpointConfig::client(Identity::generate().unwrap(), self.keys.public);
         config.profile = LinkProfile::Loopback;
         Endpoint::bind(config).unwrap()
