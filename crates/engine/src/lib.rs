@@ -1,1 +1,18 @@
-//! crates/engine
+//! Runs a graph on a protocol suite: chooses its numbers, prices it, shares a model between the parties, and executes a
+//! party's side of a batch of requests.
+
+mod manifest;
+mod numerics;
+mod plan;
+mod request;
+mod split;
+mod store;
+mod walk;
+
+pub use manifest::{MANIFEST_LIMIT_BYTES, Manifest};
+pub use numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat, choose};
+pub use plan::{Plan, plan};
+pub use request::{Parsed, execute, parse};
+pub use split::{SplitError, share_path, split};
+pub use store::{ModelShare, StoreError};
+pub use walk::walk;

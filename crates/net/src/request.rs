@@ -48,3 +48,104 @@ impl std::fmt::Debug for OutputShare {
         write!(f, "OutputShare[{} bytes]", self.planes[0].len())
     }
 }
+
+/// What a client asks of a node, one on each request channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientMessage {
+    /// Which models are there.
+    Models,
+    /// The manifest of a model: graph, numbers, interface and tokenizer.
+    Manifest {
+        /// Its name.
+        model: String,
+    },
+    /// The public embedding table of a model that has one.
+    Table {
+        /// Its name.
+        model: String,
+    },
+    /// This party's part of a request. All three nodes get one with the same id.
+    Run {
+        /// Drawn at random by the client; never used again.
+        request_id: [u8; 16],
+        /// The model's name.
+        model: String,
+        /// Digest of the manifest that the client shared its input for.
+        digest: [u8; 32],
+        /// How long the client waits.
+        deadline_ms: u32,
+        /// The input.
+        share: InputShare,
+    },
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeMessage {
+    /// The models that this node serves.
+    Models(Vec<ModelCard>),
+    /// A manifest, as bytes of the engine's format, and the interface (bincode of the model crate's type).
+    Manifest {
+        /// Digest of the manifest.
+        digest: [u8; 32],
+        /// The encoded interface.
+        interface: Vec<u8>,
+        /// Tokenizer JSON, for models of texts.
+        tokenizer: Option<Vec<u8>>,
+    },
+    /// The public table: little-endian lanes, row-major.
+    Table(Vec<u8>),
+    /// This party's part of the output.
+    Output {
+        /// The output.
+        share: OutputShare,
+        /// What the run cost, as this node saw it.
+        usage: Usage,
+    },
+    /// The request was not served.
+    Refused {
+        /// Whose fault it is.
+        fault: Fault,
+        /// One line: the cause, and what would mend it.
+        reason: String,
+    },
+}
+
+/// A model that a node serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// Its name.
+    pub name: String,
+    /// Digest of its manifest.
+    pub digest: [u8; 32],
+    /// `fast` or `precise`.
+    pub profile: String,
+}
+
+/// What a run cost, as one node saw it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Requests that ran together with this one, itself included.
+    pub batched: u32,
+    /// Rounds of the session.
+    pub rounds: u64,
+    /// Session bytes `[from][to]` on the links of this node (zero elsewhere), frame headers included.
+    pub bytes: [[u64; 3]; 3],
+    /// Time from the start of the session to its end at this node.
+    pub session_ms: u32,
+    /// Time that the request waited before.
+    pub queued_ms: u32,
+    /// Microseconds by kind of work (matmul, randomness, packing, sending, waiting).
+    pub work_us: [u64; 5],
+}
+
+/// Whose fault a refusal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// The request itself: sending it again will not help.
+    Request,
+    /// The nodes, or the links between them: try again.
+    Nodes,
+    /// Too much is waiting already: try again later.
+    Busy,
+}

@@ -8,8 +8,10 @@ pub mod functions;
 mod prss;
 mod session;
 pub mod spec;
+mod suite;
 
 pub use cost::Cost;
 pub use error::{Error, Result};
 pub use prss::{Drawn, PairSeeds};
 pub use session::{Posted, Session, Work};
+pub use suite::{Geometry, Suite};

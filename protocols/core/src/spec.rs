@@ -149,20 +149,9 @@ pub struct LookupSpec {
     pub frac: u32,
 }
 
-/// Mean over the unpadded rows, by a product with secret weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MeanSpec {
-    /// Fractional bits of the weights `1 / rows`.
-    pub weight_frac: u32,
-    /// Ring after truncation by as many bits.
-    pub ring: u32,
-}
-
 /// Fractional bits to which thresholds and maxima are coarsened before they are compared.
 pub const COARSE_FRAC: u32 = 5;
 /// `2^-t` is zero from `t = 2^EXP_LOG2_RANGE` on.
 pub const EXP_LOG2_RANGE: u32 = 4;
 /// Bits of `t` above that range: `t < 2^(EXP_LOG2_RANGE + EXP_TOP_BITS)`.
 pub const EXP_TOP_BITS: u32 = 6;
-/// What is added to the scores of padded keys, in units of log2(e).
-pub const PADDING_SCORE: i64 = -128;

@@ -17,7 +17,10 @@ pub mod lookup;
 pub mod masked;
 pub mod maximum;
 pub mod norm;
+pub mod open;
+pub mod price;
 pub mod select;
+pub mod suite;
 pub mod truncate;
 
 pub use masked::{Additive, Masked};

@@ -184,7 +184,6 @@ impl<E: Element> Masked<E> {
 /// An additive sharing of a tensor between the evaluators; the helper holds nothing of it.
 #[derive(Clone)]
 pub struct Additive<E> {
-    party: PartyId,
     shape: Vec<usize>,
     half: Vec<E>,
 }
@@ -201,7 +200,7 @@ impl<E: Element> Additive<E> {
         let shape = shape.into();
         let held = if party == PartyId::P0 { 0 } else { shape.iter().product() };
         assert_eq!(half.len(), held, "half of {shape:?}");
-        Additive { party, shape, half }
+        Additive { shape, half }
     }
 
     /// The shape.

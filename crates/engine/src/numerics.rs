@@ -1,0 +1,487 @@
+//! The numbers of a model: rings, scales and approximations for every operation and every tensor, chosen from its weights'
+//! calibration. A ring that overflows is silent and ruins the answer, so what has no headroom is refused here, by name.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tercet_core::fit::Series;
+use tercet_core::spec::{
+    ActivationSpec, AttentionSpec, GateSpec, InverseSpec, LinearSpec, LookupSpec, NormSpec, Numerics, EXP_LOG2_RANGE, EXP_TOP_BITS,
+};
+use tercet_model::graph::{Activation, Graph, Input, Op};
+use tercet_model::{Interface, NodeStats, NormStats, Ranges, RowInput};
+
+/// How many bits everything takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Linear layers in `Z_2^32`, activations at 10 fractional bits, weights at 12.
+    Fast,
+    /// Linear layers in `Z_2^64`, activations and weights at 16 fractional bits.
+    Precise,
+}
+
+impl std::str::FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Profile, String> {
+        match text {
+            "fast" => Ok(Profile::Fast),
+            "precise" => Ok(Profile::Precise),
+            other => Err(format!("no profile {other}: fast or precise")),
+        }
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Profile::Fast => "fast",
+            Profile::Precise => "precise",
+        })
+    }
+}
+
+/// The numbers of one node of a graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum NodeSpec {
+    /// Of a lookup.
+    Lookup(LookupSpec),
+    /// Of a linear layer.
+    Linear(LinearSpec),
+    /// Of a LayerNorm.
+    Norm(NormSpec),
+    /// Of an attention: the largest value it may meet. The rest depends on the number of rows.
+    Attention {
+        /// Largest absolute element of the values, with margin.
+        max_value: f64,
+    },
+    /// Of an activation.
+    Activation(ActivationSpec),
+    /// Nothing to choose.
+    None,
+}
+
+/// How a named tensor is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorFormat {
+    /// 32 or 64.
+    pub lane_bits: u32,
+    /// Its ring.
+    pub ring: u32,
+    /// Fractional bits.
+    pub frac: u32,
+    /// Multiplied in before encoding.
+    pub factor: f64,
+    /// Whether it is the right-hand matrix of a linear layer, kept ready for its product.
+    pub matrix: bool,
+}
+
+/// Everything that a suite needs to know beyond the graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelNumerics {
+    /// The profile it was made for.
+    pub profile: Profile,
+    /// Formats between operations.
+    pub formats: Numerics,
+    /// By node of the graph.
+    pub nodes: Vec<NodeSpec>,
+    /// By tensor name.
+    pub tensors: BTreeMap<String, TensorFormat>,
+    /// Ring of attention scores: holds the difference of any two, one of them padded.
+    pub score_ring: u32,
+    /// What is added to the scores of a padded key, at the scale of activations: more than any two scores differ by.
+    pub padding_bias: i64,
+    /// Whether the embedding table is public: the client looks up by itself.
+    pub public_table: bool,
+}
+
+/// A value that does not fit.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{name}: {what} reaches {seen:.1}, and there is headroom for {limit:.1} in profile {profile}")]
+pub struct NoHeadroom {
+    /// The node.
+    pub name: String,
+    /// Which of its values.
+    pub what: &'static str,
+    /// Its size in calibration, margin included.
+    pub seen: f64,
+    /// What fits.
+    pub limit: f64,
+    /// Where it does not fit.
+    pub profile: Profile,
+}
+
+/// Calibrated sizes are multiplied by this before rings are chosen.
+const MARGIN: f64 = 1.25;
+/// Calibrated variances are multiplied, and divided, by this.
+const VARIANCE_MARGIN: f64 = 4.0;
+/// Segments of an inverse root start at most this many octaves below their end.
+const MAX_OCTAVES: u32 = 24;
+
+/// What a profile fixes for every model.
+struct Choice {
+    profile: Profile,
+    formats: Numerics,
+    weight_frac: u32,
+    least_weight_frac: u32,
+    /// Bits of the squared length of a centred row.
+    norm_bits: u32,
+    norm_ring: u32,
+    norm_unit_frac: u32,
+    gain_frac: u32,
+    root_per_octave: u32,
+    inverse_per_octave: u32,
+}
+
+impl Choice {
+    fn of(profile: Profile) -> Choice {
+        match profile {
+            Profile::Fast => Choice {
+                profile,
+                formats: Numerics { wide: 32, frac: 10 },
+                weight_frac: 12,
+                least_weight_frac: 8,
+                norm_bits: 42,
+                norm_ring: 32,
+                norm_unit_frac: 16,
+                gain_frac: 10,
+                root_per_octave: 6,
+                inverse_per_octave: 10,
+            },
+            Profile::Precise => Choice {
+                profile,
+                formats: Numerics { wide: 64, frac: 16 },
+                weight_frac: 16,
+                least_weight_frac: 16,
+                norm_bits: 46,
+                norm_ring: 27,
+                norm_unit_frac: 20,
+                gain_frac: 16,
+                root_per_octave: 20,
+                inverse_per_octave: 24,
+            },
+        }
+    }
+
+    fn limit(&self, ring: u32) -> f64 {
+        power(ring as i32 - 2 - self.formats.frac as i32)
+    }
+}
+
+fn power(exponent: i32) -> f64 {
+    f64::from(exponent).exp2()
+}
+
+/// Chooses the numbers of a model, or says everything that has no headroom.
+pub fn choose(
+    graph: &Graph,
+    ranges: &Ranges,
+    profile: Profile,
+    public_table: bool,
+) -> Result<ModelNumerics, Vec<NoHeadroom>> {
+    let choice = Choice::of(profile);
+    let mut chooser = Chooser { choice, graph, problems: Vec::new(), tensors: BTreeMap::new(), fracs: Vec::new(), spread: 0.0 };
+    chooser.fracs.push(chooser.choice.formats.frac);
+    let unseen = NodeStats::default();
+    let nodes: Vec<NodeSpec> = graph
+        .nodes
+        .iter()
+        .map(|node| {
+            let stats = ranges.node(&node.name).unwrap_or(&unseen);
+            let input = node.inputs.first().map_or(chooser.choice.formats.frac, |&v| chooser.fracs[v]);
+            let (spec, frac) = chooser.node(&node.name, &node.op, input, node.inputs.first().copied(), stats);
+            chooser.fracs.push(frac);
+            spec
+        })
+        .collect();
+    let Chooser { choice, problems, tensors, spread, .. } = chooser;
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let frac = choice.formats.frac;
+    // A padded key must fall at least 16 below the largest score, where its exponential is zero.
+    let padding = (spread + 16.0).ceil();
+    let score_ring = 1 + frac + ((spread + padding).log2().ceil() as u32).max(9);
+    let padding_bias = -((padding as i64) << frac);
+    Ok(ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias, public_table })
+}
+
+struct Chooser<'a> {
+    choice: Choice,
+    graph: &'a Graph,
+    problems: Vec<NoHeadroom>,
+    tensors: BTreeMap<String, TensorFormat>,
+    /// Scale of every value so far.
+    fracs: Vec<u32>,
+    /// Largest difference between two scores, with margin.
+    spread: f64,
+}
+
+impl Chooser<'_> {
+    /// The numbers of a node, and the scale of its result.
+    fn node(&mut self, name: &str, op: &Op, input_frac: u32, input: Option<usize>, stats: &NodeStats) -> (NodeSpec, u32) {
+        let Numerics { wide, frac } = self.choice.formats;
+        let size = f64::from(stats.max_abs) * MARGIN;
+        match op {
+            Op::Lookup { table } => {
+                let spec = self.lookup(table, size);
+                (NodeSpec::Lookup(spec), spec.frac)
+            }
+            Op::AddRows { rows: tensor } | Op::PrependRow { row: tensor } => {
+                self.tensor(tensor, wide, input_frac, 1.0, false);
+                (NodeSpec::None, input_frac)
+            }
+            Op::Linear { weight, bias } => (NodeSpec::Linear(self.linear(name, weight, bias, input_frac, size)), frac),
+            Op::LayerNorm { gain, bias, eps } => {
+                let width = input.map_or(1, |v| self.graph.width(v));
+                let seen = stats.norm.unwrap_or(NormStats {
+                    variance: tercet_model::Span { min: 0.0, max: 1.0 },
+                    max_centred: 1.0,
+                });
+                self.check(name, "the result", size, self.choice.limit(self.choice.norm_ring));
+                let spec = self.norm(name, gain, bias, *eps, width, input_frac, &seen);
+                (NodeSpec::Norm(spec), frac)
+            }
+            Op::Attention { .. } => {
+                let seen = stats.attention.as_ref();
+                let spread = seen.map_or(0.0, |a| f64::from(a.max_spread).max(f64::from(a.max_score)) * MARGIN);
+                // Twice the spread, where one of the two is padded, must stay within the exponent's range.
+                self.check(name, "the spread of scores", spread, power((EXP_LOG2_RANGE + EXP_TOP_BITS) as i32 - 1) - 16.0);
+                self.spread = self.spread.max(spread);
+                let max_value = seen.map_or(1.0, |a| f64::from(a.max_value) * MARGIN).max(1.0);
+                (NodeSpec::Attention { max_value }, frac)
+            }
+            Op::Add => {
+                self.check(name, "the sum", size, power(wide as i32 - 2 - frac as i32));
+                (NodeSpec::None, input_frac)
+            }
+            Op::Activation(kind) => {
+                let ring = self.narrow_ring(input);
+                (NodeSpec::Activation(activation(*kind, self.choice.profile, ring)), frac)
+            }
+            Op::MeanRows => {
+                let largest = size * self.graph.max_rows() as f64;
+                self.check(name, "the sum over rows", largest, power(wide as i32 - 1 - frac as i32));
+                (NodeSpec::None, input_frac)
+            }
+            Op::FirstRow => (NodeSpec::None, input_frac),
+        }
+    }
+
+    fn check(&mut self, name: &str, what: &'static str, seen: f64, limit: f64) {
+        // Written so that a NaN fails.
+        if !(seen < limit) {
+            let profile = self.choice.profile;
+            self.problems.push(NoHeadroom { name: name.to_owned(), what, seen, limit, profile });
+        }
+    }
+
+    fn tensor(&mut self, name: &str, ring: u32, frac: u32, factor: f64, matrix: bool) {
+        let lane_bits = if ring <= 32 { 32 } else { 64 };
+        self.tensors.insert(name.to_owned(), TensorFormat { lane_bits, ring, frac, factor, matrix });
+    }
+
+    /// The ring in which a linear layer leaves the value with this id.
+    fn narrow_ring(&self, value: Option<usize>) -> u32 {
+        let node = value.and_then(|v| v.checked_sub(1)).map(|i| &self.graph.nodes[i].op);
+        match node {
+            Some(Op::Linear { weight, .. }) => {
+                let format = self.tensors.get(weight).map_or(self.choice.weight_frac, |t| t.frac);
+                self.choice.formats.wide - format
+            }
+            _ => self.choice.formats.wide - self.choice.weight_frac,
+        }
+    }
+
+    /// A table is looked up at the finest scale that the LayerNorm after it can centre in the wide ring.
+    fn lookup(&mut self, table: &str, size: f64) -> LookupSpec {
+        let width = self.graph.tensor_spec(table).map_or(1, |t| t.cols) as f64;
+        let wide = self.choice.formats.wide;
+        let room = f64::from(wide) - 3.0 - (size.max(1e-3) * 2.0 * width).log2();
+        let frac = (room.floor() as u32).clamp(4, 24);
+        self.tensor(table, wide, frac, 1.0, false);
+        LookupSpec { frac }
+    }
+
+    fn linear(&mut self, name: &str, weight: &str, bias: &str, input_frac: u32, size: f64) -> LinearSpec {
+        let Numerics { wide, frac } = self.choice.formats;
+        let fits = |weight_frac: u32| size < self.choice.limit(wide - (input_frac + weight_frac - frac));
+        let weight_frac =
+            (self.choice.least_weight_frac..=self.choice.weight_frac).rev().find(|&f| fits(f)).unwrap_or_else(|| {
+                let least = self.choice.least_weight_frac;
+                let limit = self.choice.limit(wide - (input_frac + least - frac));
+                self.check(name, "the result", size, limit);
+                least
+            });
+        let truncate = input_frac + weight_frac - frac;
+        self.tensor(weight, wide, weight_frac, 1.0, true);
+        self.tensor(bias, wide, input_frac + weight_frac, 1.0, false);
+        LinearSpec { weight_frac, truncate, ring: wide - truncate }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn norm(
+        &mut self,
+        name: &str,
+        gain: &str,
+        bias: &str,
+        eps: f64,
+        width: usize,
+        input_frac: u32,
+        seen: &NormStats,
+    ) -> NormSpec {
+        let Numerics { wide, frac } = self.choice.formats;
+        let width = width as f64;
+        // d = width (x - mean) 2^(input_frac - shift), v = sum d^2.
+        let centred = f64::from(seen.max_centred) * MARGIN;
+        self.check(name, "the centred input", centred, power(wide as i32 - 2 - input_frac as i32) / width);
+        let largest = (f64::from(seen.variance.max) * VARIANCE_MARGIN + eps).max(1e-30);
+        let smallest = (f64::from(seen.variance.min) / VARIANCE_MARGIN + eps).max(1e-30);
+        let v_log2 = |variance: f64, shift: u32| {
+            (width.powi(3) * variance).log2() + 2.0 * (f64::from(input_frac) - f64::from(shift))
+        };
+        let bits = f64::from(self.choice.norm_bits);
+        let shift = (0..wide).find(|&s| v_log2(largest, s) <= bits).unwrap_or(wide - 8);
+        let high = (v_log2(largest, shift).ceil() as u32).max(16);
+        let low = (v_log2(smallest, shift).floor().max(4.0) as u32).clamp(high.saturating_sub(MAX_OCTAVES), high - 1);
+        let v_shift = (high.saturating_sub(34) + 1) & !1;
+        let (low, high) = (low.saturating_sub(v_shift), high - v_shift);
+        // d / sqrt(v) at scale `unit_scale`: what is left of 64 bits beside the result and the gain.
+        let Choice { norm_ring: ring, norm_unit_frac: unit_frac, gain_frac, .. } = self.choice;
+        let unit_scale = 64 - ring - gain_frac + frac;
+        let frac_out = unit_scale - v_shift / 2;
+        let ring_out = frac_out - low / 2 + 3;
+        let inverse =
+            InverseSpec::new(0.5, low, high, self.choice.root_per_octave, 64 - v_shift, ring_out, frac_out);
+        let truncate = unit_frac + gain_frac - frac;
+        self.tensor(gain, 64, gain_frac, width.sqrt(), false);
+        self.tensor(bias, 64, unit_frac + gain_frac, 1.0, false);
+        let epsilon = (eps * width.powi(3) * power(2 * (input_frac as i32 - shift as i32))).round() as i64;
+        NormSpec {
+            shift,
+            epsilon: epsilon.max(1),
+            v_shift,
+            inverse,
+            unit_truncate: unit_scale - unit_frac,
+            unit_ring: ring + truncate,
+            unit_frac,
+            gain_frac,
+            truncate,
+            ring,
+        }
+    }
+}
+
+/// The numbers of an activation of values in a ring of `ring` bits.
+fn activation(kind: Activation, profile: Profile, ring: u32) -> ActivationSpec {
+    let (out, compare_ring) = match profile {
+        Profile::Fast => (32, ring),
+        Profile::Precise => (47, 30),
+    };
+    if kind == Activation::Relu {
+        return ActivationSpec::Relu { ring: if profile == Profile::Fast { 32 } else { 64 } };
+    }
+    let odd = kind == Activation::Tanh;
+    let (edge, terms, scale) = match (profile, odd) {
+        (Profile::Fast, false) => (4, 6, 11),
+        (Profile::Precise, false) => (5, 10, 18),
+        (Profile::Fast, true) => (6, 14, 12),
+        (Profile::Precise, true) => (7, 20, 18),
+    };
+    let edge_at = f64::from(edge);
+    let series = match kind {
+        Activation::Gelu => Series::fit_even(|x| gelu(x) - x / 2.0, edge_at, 4, terms),
+        Activation::GeluTanh => Series::fit_even(|x| gelu_tanh(x) - x / 2.0, edge_at, 4, terms),
+        _ => Series::fit_odd(f64::tanh, edge_at, 4, terms),
+    };
+    // Room for |2h + x| <= 2 edge, and for its extension.
+    let body_ring = if profile == Profile::Fast { 10 + 6 } else { 16 + 7 };
+    let gate = GateSpec { series, edge, compare_ring, dealt_frac: scale, public_frac: scale, body_ring, ring: out };
+    if odd { ActivationSpec::Odd(gate) } else { ActivationSpec::Gate(gate) }
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+/// The error function by its Maclaurin series; good to 1e-10 for `|x| < 4`.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..120 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+impl ModelNumerics {
+    /// The numbers of an attention over `rows` rows.
+    ///
+    /// The product of exponentials and values must hold `rows * max_value`; that, and the sum of the exponentials, decide its
+    /// ring. Up to 160 rows the inverse of the sums keeps its precision in one ring; beyond, and in `precise`, it leaves in
+    /// a smaller one and is extended, for one round more.
+    pub fn attention(&self, rows: usize, max_value: f64) -> AttentionSpec {
+        let choice = Choice::of(self.profile);
+        let frac = self.formats.frac;
+        let long = rows > 160;
+        let size = (rows as f64 * max_value).log2().ceil() as u32;
+        let rows_log2 = (rows as f64).log2().ceil() as u32;
+        let (exp_frac, exp_guard, out_ring, scale) = match self.profile {
+            Profile::Fast => (if long { 11 } else { 12 }, (11, 25), 32, 20),
+            Profile::Precise => (16, (16, 30), 36, 28),
+        };
+        let value_ring = exp_frac + frac + 2 + size;
+        let exp_ring = if self.profile == Profile::Fast { value_ring } else { exp_frac + 4 };
+        let normalize_ring = out_ring + scale;
+        let (low, high) = (exp_frac - 1, exp_frac + rows_log2 + 1);
+        let frac_out = scale + exp_frac;
+        let one_ring = self.profile == Profile::Fast && !long;
+        let ring_out = if one_ring { normalize_ring } else { scale + 4 };
+        let per_octave = choice.inverse_per_octave;
+        AttentionSpec {
+            score_ring: self.score_ring,
+            exp_frac,
+            exp_guard,
+            exp_ring,
+            value_ring,
+            inverse: InverseSpec::new(1.0, low, high, per_octave, 64, ring_out, frac_out),
+            normalize_ring,
+            ring: out_ring,
+            radix: 4,
+        }
+    }
+
+    /// What a client must know.
+    pub fn interface(&self, graph: &Graph, output_ring: u32) -> Interface {
+        let Numerics { wide, frac } = self.formats;
+        let rows = match (&graph.input, &graph.nodes.first().map(|n| &n.op)) {
+            (Input::Tokens { vocab, .. }, Some(Op::Lookup { table })) => {
+                let frac = self.tensors.get(table).map_or(frac, |t| t.frac);
+                if self.public_table {
+                    RowInput::Matrix { width: graph.width(1), frac }
+                } else {
+                    RowInput::Lookup { entries: *vocab, domain_bits: vocab.next_power_of_two().trailing_zeros().max(1) }
+                }
+            }
+            _ => RowInput::Matrix { width: graph.width(0), frac },
+        };
+        Interface {
+            input: graph.input.clone(),
+            output: graph.output.clone(),
+            max_rows: graph.max_rows(),
+            wide,
+            rows,
+            score_ring: self.score_ring,
+            padding_bias: self.padding_bias,
+            output_ring,
+            output_frac: frac,
+            output_is_sum: matches!(graph.nodes.last().map(|n| &n.op), Some(Op::MeanRows)),
+            output_width: graph.width(graph.nodes.len()),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A client's input, parsed once at the door, and its output.
+
+use tercet_core::{Error, Geometry, Result, Session};
+use tercet_helper::lookup::Keys;
+use tercet_helper::suite::{HelperSuite, Input, InputRows, Weights};
+use tercet_helper::{Masked, open};
+use tercet_model::{Interface, RowInput};
+use tercet_net::{InputShare, OutputShare, PartyId, Stream};
+use tercet_ring::{Element, Seed, Tensor, dpf, pack, sharing};
+
+use crate::manifest::Manifest;
+use crate::walk::walk;
+
+/// One party's parsed input of one request, in the lanes of the model's wide ring.
+pub enum Parsed {
+    /// 32-bit lanes.
+    Narrow(Input<u32>),
+    /// 64-bit lanes.
+    Wide(Input<u64>),
+}
+
+/// Parses what a client sent to `party`. Everything that does not fit the model is an error for that client alone.
+pub fn parse(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
+    let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
+    manifest.check_geometry(geometry)?;
+    if interface.wide == 32 {
+        Reader { party, interface, share, geometry }.read().map(Parsed::Narrow)
+    } else {
+        Reader { party, interface, share, geometry }.read().map(Parsed::Wide)
+    }
+}
+
+struct Reader<'a> {
+    party: PartyId,
+    interface: &'a Interface,
+    share: &'a InputShare,
+    geometry: Geometry,
+}
+
+impl Reader<'_> {
+    fn read<E: Element>(&self) -> Result<Input<E>> {
+        let Geometry { batch, rows } = self.geometry;
+        let streams = if matches!(self.interface.rows, RowInput::Matrix { .. }) { 3 } else { 2 };
+        let expected = if self.party == PartyId::P0 { 0 } else { streams };
+        if self.share.masked.len() != expected {
+            return Err(bad(format!("{} masked tensors where {expected} are due", self.share.masked.len())));
+        }
+        let key_bias = self.masked::<u32>(Stream::KeyBias, &[batch, rows], self.interface.score_ring)?;
+        let row_weight = self.masked::<E>(Stream::RowWeight, &[batch, rows], self.interface.wide)?;
+        let input = match self.interface.rows {
+            RowInput::Matrix { width, .. } => {
+                if self.share.keys.iter().any(|k| !k.is_empty()) {
+                    return Err(bad("lookup keys, but the rows of this model are shared".into()));
+                }
+                InputRows::Matrix(self.masked::<E>(Stream::Rows, &[batch * rows, width], self.interface.wide)?)
+            }
+            RowInput::Lookup { domain_bits, .. } => InputRows::Lookup(self.keys::<E>(domain_bits)?),
+        };
+        Ok(Input { rows: input, key_bias, row_weight })
+    }
+
+    fn masked<E: Element>(&self, stream: Stream, shape: &[usize], ring: u32) -> Result<Masked<E>> {
+        let len = shape.iter().product();
+        let number = stream as usize;
+        let mask = |seed: &Option<[u8; 32]>, which: &str| {
+            let seed = seed.ok_or_else(|| bad(format!("no {which} seed")))?;
+            Ok(sharing::mask::<E>(&Seed::from_bytes(seed), number as u64, len))
+        };
+        let mut m = vec![E::ZERO; len];
+        if self.party != PartyId::P0 {
+            let packed = &self.share.masked[number];
+            pack::unpack(packed, ring, &mut m).map_err(|e| bad(format!("{stream:?}: {e}")))?;
+        }
+        let planes = match self.party {
+            PartyId::P0 => [mask(&self.share.first_seed, "first")?, mask(&self.share.second_seed, "second")?],
+            PartyId::P1 => [m, mask(&self.share.first_seed, "first")?],
+            PartyId::P2 => [m, mask(&self.share.second_seed, "second")?],
+        };
+        Ok(Masked::new(self.party, ring, planes.map(|plane| Tensor::new(shape, plane))))
+    }
+
+    fn keys<E: Element>(&self, domain_bits: u32) -> Result<Keys> {
+        let count = self.geometry.batch * self.geometry.rows;
+        let len = dpf::key_len::<E>(domain_bits, self.interface.wide);
+        let plane = |bytes: &Vec<u8>| {
+            if bytes.len() != count * len {
+                return Err(bad(format!("{} bytes of lookup keys where {} are due", bytes.len(), count * len)));
+            }
+            let key = |b: &[u8]| dpf::Key::from_bytes::<E>(b, domain_bits, self.interface.wide);
+            bytes.chunks(len).map(|b| key(b).map_err(|e| bad(e.to_string()))).collect()
+        };
+        Ok(Keys { planes: [plane(&self.share.keys[0])?, plane(&self.share.keys[1])?] })
+    }
+}
+
+fn bad(what: String) -> Error {
+    Error::Misuse(format!("input share: {what}"))
+}
+
+/// Runs requests of equal rows side by side and returns one output share for each, in order.
+pub fn execute<W: Weights>(
+    session: &mut Session,
+    manifest: &Manifest,
+    weights: &W,
+    requests: Vec<Parsed>,
+) -> Result<Vec<OutputShare>> {
+    let (mut narrow, mut wide) = (Vec::new(), Vec::new());
+    for request in requests {
+        match request {
+            Parsed::Narrow(input) => narrow.push(input),
+            Parsed::Wide(input) => wide.push(input),
+        }
+    }
+    if manifest.numerics.formats.wide == 32 {
+        execute_in(session, manifest, weights, narrow)
+    } else {
+        execute_in(session, manifest, weights, wide)
+    }
+}
+
+fn execute_in<E: Element, W: Weights>(
+    session: &mut Session,
+    manifest: &Manifest,
+    weights: &W,
+    inputs: Vec<Input<E>>,
+) -> Result<Vec<OutputShare>> {
+    let shapes: Vec<(usize, usize)> =
+        inputs.iter().map(|i| (i.key_bias.shape()[0], i.key_bias.shape()[1])).collect();
+    let rows = shapes.first().map_or(0, |s| s.1);
+    if shapes.iter().any(|s| s.1 != rows) {
+        return Err(Error::Misuse("a batch of inputs of different lengths".into()));
+    }
+    let geometry = Geometry { batch: shapes.iter().map(|s| s.0).sum(), rows };
+    manifest.check_geometry(geometry)?;
+    let input = join(inputs).ok_or_else(|| Error::Misuse("a batch of nothing".into()))?;
+    let output = {
+        let mut suite = HelperSuite::new(session, weights, input, geometry, manifest.numerics.formats);
+        walk(&mut suite, &manifest.graph, &manifest.numerics, geometry, |_, _| ())?
+    };
+    session.finish()?;
+    let width = output.planes()[0].width();
+    let mut at = 0;
+    Ok(shapes
+        .iter()
+        .map(|&(batch, _)| {
+            let (from, to) = (at * width, (at + batch) * width);
+            at += batch;
+            open::to_client(&output, from..to)
+        })
+        .collect())
+}
+
+/// Inputs of one length as one.
+fn join<E: Element>(mut inputs: Vec<Input<E>>) -> Option<Input<E>> {
+    if inputs.len() < 2 {
+        return inputs.pop();
+    }
+    let stack = |parts: &[Masked<E>], width: usize| {
+        let all = Masked::flatten(parts);
+        let rows = all.len() / width.max(1);
+        all.reshape([rows, width])
+    };
+    let rows = inputs[0].key_bias.shape()[1];
+    let biases: Vec<Masked<u32>> = inputs.iter().map(|i| i.key_bias.clone()).collect();
+    let key_bias = Masked::flatten(&biases);
+    let batch = key_bias.len() / rows.max(1);
+    let weights: Vec<Masked<E>> = inputs.iter().map(|i| i.row_weight.clone()).collect();
+    let row_weight = stack(&weights, rows);
+    let (mut keys, mut matrices): ([Vec<dpf::Key>; 2], Vec<Masked<E>>) = Default::default();
+    for input in inputs {
+        match input.rows {
+            InputRows::Lookup(Keys { planes: [first, second] }) => {
+                keys[0].extend(first);
+                keys[1].extend(second);
+            }
+            InputRows::Matrix(matrix) => matrices.push(matrix),
+        }
+    }
+    let rows_of = if let Some(first) = matrices.first() {
+        let width = first.shape()[1];
+        InputRows::Matrix(stack(&matrices, width))
+    } else {
+        InputRows::Lookup(Keys { planes: keys })
+    };
+    Some(Input { rows: rows_of, key_bias: key_bias.reshape([batch, rows]), row_weight })
+}

@@ -1,0 +1,278 @@
+//! One party's share of a model in one file: versioned, checksummed, read through a memory mapping.
+//!
+//! ```text
+//! magic (8) version (4) party (4) zeros to 64
+//! planes, each at a multiple of 64 bytes, little-endian lanes, row-major
+//! header (bincode): manifest, and where each tensor's planes are
+//! SHA-256 of all of the above (32) offset of the header (8) magic (8)
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tercet_core::Error;
+use tercet_helper::suite::{Stored, Weights};
+use tercet_net::{PartyId, codec};
+use tercet_ring::{Element, Mapped};
+
+use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest};
+
+const MAGIC: [u8; 8] = *b"TERCETSH";
+const VERSION: u32 = 1;
+const ALIGN: u64 = 64;
+const FOOTER: usize = 32 + 8 + 8;
+
+/// Why a share file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The file was cut, altered, or is none of ours.
+    #[error("{path}: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    manifest: Vec<u8>,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Entry {
+    rows: u64,
+    cols: u64,
+    lane_bits: u32,
+    ring: u32,
+    /// Byte offsets of the planes; the second is absent where the party needs one only.
+    planes: [Option<u64>; 2],
+}
+
+/// One party's share of a model.
+pub struct ModelShare {
+    party: PartyId,
+    manifest: Manifest,
+    digest: [u8; 32],
+    entries: BTreeMap<String, Entry>,
+    file: Mapped,
+}
+
+impl std::fmt::Debug for ModelShare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ModelShare({} at {})", self.manifest.name, self.party)
+    }
+}
+
+impl ModelShare {
+    /// Opens and checks a share file: one pass over it for the checksum.
+    pub fn open(path: &Path) -> Result<ModelShare, StoreError> {
+        let damaged = |what: &str| StoreError::Damaged { path: path.to_owned(), what: what.to_owned() };
+        let file = Mapped::open(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+        let bytes = file.bytes();
+        let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+        if bytes.get(..8) != Some(&MAGIC) {
+            return Err(damaged("not a share of a model"));
+        }
+        let version = word(8).unwrap_or(0);
+        if version != VERSION {
+            return Err(damaged(&format!("container version {version}; this program reads {VERSION}")));
+        }
+        let party = word(12).and_then(|p| PartyId::from_index(p as usize)).ok_or_else(|| damaged("no such party"))?;
+        let footer = bytes.len().checked_sub(FOOTER).filter(|&f| f >= ALIGN as usize).ok_or_else(|| damaged("cut short"))?;
+        if bytes[footer + 40..] != MAGIC {
+            return Err(damaged("cut short: its end is missing"));
+        }
+        if Sha256::digest(&bytes[..footer])[..] != bytes[footer..footer + 32] {
+            return Err(damaged("its checksum does not match: altered or damaged; share the model again"));
+        }
+        let offset = bytes[footer + 32..footer + 40].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
+        let header = usize::try_from(offset).ok().and_then(|o| bytes.get(o..footer)).ok_or_else(|| damaged("no header"))?;
+        let header: Header =
+            codec::decode(header, 2 * MANIFEST_LIMIT_BYTES).map_err(|e| damaged(&format!("header: {e}")))?;
+        let manifest = Manifest::from_bytes(&header.manifest).map_err(|e| damaged(&e.to_string()))?;
+        let digest = Sha256::digest(&header.manifest).into();
+        let share = ModelShare { party, digest, manifest, entries: header.entries, file };
+        share.check().map_err(|what| damaged(&what))?;
+        Ok(share)
+    }
+
+    /// Whose share this is.
+    pub fn party(&self) -> PartyId {
+        self.party
+    }
+
+    /// The public part.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The manifest's digest.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// Size of the file.
+    pub fn len_bytes(&self) -> u64 {
+        self.file.bytes().len() as u64
+    }
+
+    /// The public embedding table as stored, row-major lanes of the wide ring; `None` where the table is secret.
+    pub fn public_table(&self) -> Option<&[u8]> {
+        let table = self.manifest.public_table()?;
+        let entry = self.entries.get(&table.name)?;
+        let len = (entry.rows * entry.cols * u64::from(entry.lane_bits / 8)) as usize;
+        let at = entry.planes[0]? as usize;
+        self.file.bytes().get(at..at + len)
+    }
+
+    /// Every tensor of the graph is there, in its format, with its planes inside the file.
+    fn check(&self) -> Result<(), String> {
+        for spec in &self.manifest.graph.tensors {
+            let name = &spec.name;
+            let entry = self.entries.get(name).ok_or_else(|| format!("tensor {name} is missing"))?;
+            let format = self.manifest.numerics.tensors.get(name).ok_or_else(|| format!("tensor {name} has no format"))?;
+            let shape = (entry.rows, entry.cols) == (spec.rows as u64, spec.cols as u64);
+            if !shape || entry.lane_bits != format.lane_bits || entry.ring != format.ring {
+                return Err(format!("tensor {name} is in another format"));
+            }
+            let readable = match entry.lane_bits {
+                32 => self.planes::<u32>(entry).is_some(),
+                64 => self.planes::<u64>(entry).is_some(),
+                _ => false,
+            };
+            if !readable {
+                return Err(format!("tensor {name} lies outside the file"));
+            }
+        }
+        Ok(())
+    }
+
+    fn planes<E: Element>(&self, entry: &Entry) -> Option<[&[E]; 2]> {
+        let len = usize::try_from(entry.rows.checked_mul(entry.cols)?).ok()?;
+        let plane = |at: Option<u64>| match at {
+            Some(at) => self.file.elements::<E>(usize::try_from(at).ok()?, len),
+            None => Some(&[][..]),
+        };
+        Some([plane(entry.planes[0])?, plane(entry.planes[1])?])
+    }
+}
+
+impl Weights for ModelShare {
+    fn stored<E: Element>(&self, name: &str) -> tercet_core::Result<Stored<'_, E>> {
+        let missing = || Error::Misuse(format!("tensor {name} is not there in {} bits", E::BITS));
+        let entry = self.entries.get(name).filter(|e| e.lane_bits == E::BITS).ok_or_else(missing)?;
+        let planes = self.planes::<E>(entry).ok_or_else(missing)?;
+        Ok(Stored { rows: entry.rows as usize, cols: entry.cols as usize, ring: entry.ring, planes })
+    }
+}
+
+/// Writes a share file: to a temporary name first, renamed when complete, removed where something fails.
+pub(crate) struct StoreWriter {
+    path: PathBuf,
+    temporary: PathBuf,
+    out: Option<BufWriter<File>>,
+    hash: Sha256,
+    written: u64,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl StoreWriter {
+    pub(crate) fn create(path: &Path, party: PartyId) -> Result<StoreWriter, StoreError> {
+        let temporary = path.with_extension("partial");
+        let file = File::create(&temporary).map_err(|source| StoreError::Io { path: temporary.clone(), source })?;
+        let mut writer = StoreWriter {
+            path: path.to_owned(),
+            temporary,
+            out: Some(BufWriter::with_capacity(1 << 20, file)),
+            hash: Sha256::new(),
+            written: 0,
+            entries: BTreeMap::new(),
+        };
+        writer.write(&MAGIC)?;
+        writer.write(&VERSION.to_le_bytes())?;
+        writer.write(&(party.index() as u32).to_le_bytes())?;
+        writer.align()?;
+        Ok(writer)
+    }
+
+    /// Writes the planes of a tensor; an empty second plane is left out.
+    pub(crate) fn tensor<E: Element>(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        ring: u32,
+        planes: [&[E]; 2],
+    ) -> Result<(), StoreError> {
+        let mut at = [None; 2];
+        for (at, plane) in at.iter_mut().zip(planes) {
+            if !plane.is_empty() {
+                *at = Some(self.written);
+                self.lanes(plane)?;
+                self.align()?;
+            }
+        }
+        let entry = Entry { rows: rows as u64, cols: cols as u64, lane_bits: E::BITS, ring, planes: at };
+        self.entries.insert(name.to_owned(), entry);
+        Ok(())
+    }
+
+    fn lanes<E: Element>(&mut self, plane: &[E]) -> Result<(), StoreError> {
+        if cfg!(target_endian = "little") {
+            return self.write(bytemuck::cast_slice(plane));
+        }
+        plane.iter().try_for_each(|v| self.write(&v.to_u64().to_le_bytes()[..E::BITS as usize / 8]))
+    }
+
+    pub(crate) fn finish(mut self, manifest: Vec<u8>) -> Result<u64, StoreError> {
+        let header = Header { manifest, entries: std::mem::take(&mut self.entries) };
+        let offset = self.written;
+        let header = codec::encode(&header).map_err(|e| self.io(io::Error::other(e)))?;
+        self.write(&header)?;
+        let checksum = std::mem::take(&mut self.hash).finalize();
+        self.write(&checksum)?;
+        self.write(&offset.to_le_bytes())?;
+        self.write(&MAGIC)?;
+        let out = self.out.take();
+        let synced = out.map_or(Ok(()), |out| out.into_inner().map_err(|e| e.into_error()).and_then(|f| f.sync_all()));
+        synced.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| self.io(e))?;
+        Ok(self.written)
+    }
+
+    fn align(&mut self) -> Result<(), StoreError> {
+        let padding = (ALIGN - self.written % ALIGN) % ALIGN;
+        self.write(&[0; ALIGN as usize][..padding as usize])
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hash.update(bytes);
+        self.written += bytes.len() as u64;
+        let written = self.out.as_mut().map_or(Ok(()), |out| out.write_all(bytes));
+        written.map_err(|e| self.io(e))
+    }
+
+    fn io(&self, source: io::Error) -> StoreError {
+        StoreError::Io { path: self.path.clone(), source }
+    }
+}
+
+impl Drop for StoreWriter {
+    fn drop(&mut self) {
+        // Gone after a rename, of no use after a failure.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}

@@ -1,0 +1,128 @@
+//! Walking a graph on a suite: the same walk runs the protocol, its plaintext twin, and the price list.
+
+use tercet_core::{Error, Geometry, Result, Suite};
+use tercet_model::graph::{Graph, Op};
+
+use crate::numerics::{ModelNumerics, NodeSpec};
+
+/// Runs `graph` on `suite` and returns the last value. `seen` is called with every value as it is made (0 is the result of
+/// node 0), which is what a comparison layer by layer needs.
+pub fn walk<S: Suite>(
+    suite: &mut S,
+    graph: &Graph,
+    numerics: &ModelNumerics,
+    geometry: Geometry,
+    mut seen: impl FnMut(usize, &S::Tensor),
+) -> Result<S::Tensor> {
+    let last_use = last_uses(graph);
+    let mut values: Vec<Option<Value<S::Tensor>>> = vec![None];
+    for (index, (node, spec)) in graph.nodes.iter().zip(&numerics.nodes).enumerate() {
+        suite.set_label(&node.name);
+        let made = step(suite, &node.op, spec, numerics, geometry, &node.inputs, &mut values)?;
+        seen(index, &made.tensor);
+        for &input in &node.inputs {
+            if last_use[input] == index {
+                values[input] = None;
+            }
+        }
+        values.push(Some(made));
+    }
+    values.pop().flatten().map(|v| v.tensor).ok_or_else(|| Error::Misuse("the graph has no node".into()))
+}
+
+/// A value on the way.
+#[derive(Clone)]
+struct Value<T> {
+    tensor: T,
+    /// Whether it is known to be wide.
+    wide: bool,
+    /// Rows of each input.
+    rows: usize,
+}
+
+fn step<S: Suite>(
+    suite: &mut S,
+    op: &Op,
+    spec: &NodeSpec,
+    numerics: &ModelNumerics,
+    geometry: Geometry,
+    inputs: &[usize],
+    values: &mut [Option<Value<S::Tensor>>],
+) -> Result<Value<S::Tensor>> {
+    if let (Op::Lookup { table }, NodeSpec::Lookup(spec)) = (op, spec) {
+        return Ok(Value { tensor: suite.lookup(table, spec)?, wide: true, rows: geometry.rows });
+    }
+    let first = inputs.first().copied().unwrap_or(0);
+    if first == 0 && values[0].is_none() {
+        values[0] = Some(Value { tensor: suite.input()?, wide: true, rows: geometry.rows });
+    }
+    let keeps = |x: &Value<S::Tensor>, tensor: S::Tensor, wide: bool| Value { tensor, wide, rows: x.rows };
+    Ok(match (op, spec) {
+        (Op::Linear { weight, bias }, NodeSpec::Linear(spec)) => {
+            let x = wide(suite, values, first)?;
+            keeps(&x, suite.linear(&x.tensor, weight, bias, spec)?, false)
+        }
+        (Op::LayerNorm { gain, bias, .. }, NodeSpec::Norm(spec)) => {
+            let x = wide(suite, values, first)?;
+            keeps(&x, suite.layer_norm(&x.tensor, gain, bias, spec)?, spec.ring == numerics.formats.wide)
+        }
+        (Op::Attention { heads }, NodeSpec::Attention { max_value }) => {
+            let x = present(values, first)?;
+            let spec = numerics.attention(x.rows, *max_value);
+            keeps(&x, suite.attention(&x.tensor, x.rows, *heads, &spec)?, spec.ring == numerics.formats.wide)
+        }
+        (Op::Activation(_), NodeSpec::Activation(spec)) => {
+            let x = present(values, first)?;
+            keeps(&x, suite.activation(&x.tensor, spec)?, false)
+        }
+        (Op::AddRows { rows }, _) => {
+            let x = wide(suite, values, first)?;
+            keeps(&x, suite.add_rows(&x.tensor, rows, x.rows)?, true)
+        }
+        (Op::PrependRow { row }, _) => {
+            let x = wide(suite, values, first)?;
+            let tensor = suite.prepend_row(&x.tensor, row, x.rows)?;
+            Value { tensor, wide: true, rows: x.rows + 1 }
+        }
+        (Op::Add, _) => {
+            let x = wide(suite, values, first)?;
+            let y = wide(suite, values, inputs.get(1).copied().unwrap_or(0))?;
+            keeps(&x, suite.add(&x.tensor, &y.tensor)?, true)
+        }
+        (Op::FirstRow, _) => {
+            let x = present(values, first)?;
+            Value { tensor: suite.first_row(&x.tensor, x.rows)?, wide: x.wide, rows: 1 }
+        }
+        (Op::MeanRows, _) => {
+            let x = wide(suite, values, first)?;
+            Value { tensor: suite.sum_rows(&x.tensor, x.rows)?, wide: true, rows: 1 }
+        }
+        _ => return Err(Error::Misuse("the numerics do not fit the graph".into())),
+    })
+}
+
+fn present<T: Clone>(values: &[Option<Value<T>>], id: usize) -> Result<Value<T>> {
+    values.get(id).cloned().flatten().ok_or_else(|| Error::Misuse(format!("value {id} is not there")))
+}
+
+/// The value, widened once for all its readers.
+fn wide<S: Suite>(suite: &mut S, values: &mut [Option<Value<S::Tensor>>], id: usize) -> Result<Value<S::Tensor>> {
+    let mut value = present(values, id)?;
+    if !value.wide {
+        value.tensor = suite.widen(&value.tensor)?;
+        value.wide = true;
+        values[id] = Some(value.clone());
+    }
+    Ok(value)
+}
+
+/// The index of the node that reads each value last.
+fn last_uses(graph: &Graph) -> Vec<usize> {
+    let mut last = vec![usize::MAX; graph.nodes.len() + 1];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for &input in &node.inputs {
+            last[input] = index;
+        }
+    }
+    last
+}

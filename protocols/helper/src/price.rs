@@ -1,0 +1,141 @@
+//! The suite on shapes alone: what a graph costs on the wire, before it runs.
+//!
+//! A tensor is its shape and ring; every operation adds the cost that its primitive declares.
+
+use tercet_core::spec::{ActivationSpec, AttentionSpec, LinearSpec, LookupSpec, NormSpec, Numerics};
+use tercet_core::{Cost, Geometry, Result, Suite};
+
+use crate::attention::Heads;
+use crate::{activation, attention, extend, linear, lookup, norm, truncate};
+
+/// Shape and ring of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Its ring.
+    pub ring: u32,
+}
+
+/// Rows and columns of a named weight.
+pub trait Shapes {
+    /// The shape of a tensor by name.
+    fn shape_of(&self, name: &str) -> Result<(usize, usize)>;
+}
+
+/// A suite that adds up costs.
+pub struct Price<'a, S> {
+    weights: &'a S,
+    geometry: Geometry,
+    numerics: Numerics,
+    input: Option<usize>,
+    label: String,
+    parts: Vec<(String, Cost)>,
+}
+
+impl<'a, S: Shapes> Price<'a, S> {
+    /// Nothing spent yet. `input` is the width of the input matrix, or `None` where the input is looked up privately.
+    pub fn new(weights: &'a S, geometry: Geometry, numerics: Numerics, input: Option<usize>) -> Price<'a, S> {
+        Price { weights, geometry, numerics, input, label: String::new(), parts: Vec::new() }
+    }
+
+    /// What was spent, operation by operation.
+    pub fn parts(&self) -> &[(String, Cost)] {
+        &self.parts
+    }
+
+    /// What was spent in all.
+    pub fn total(&self) -> Cost {
+        self.parts.iter().fold(Cost::NONE, |sum, (_, cost)| sum.then(*cost))
+    }
+
+    fn spend(&mut self, cost: Cost) {
+        match self.parts.last_mut().filter(|(label, _)| *label == self.label) {
+            Some((_, sum)) => *sum = sum.then(cost),
+            None => self.parts.push((self.label.clone(), cost)),
+        }
+    }
+}
+
+impl<S: Shapes> Suite for Price<'_, S> {
+    type Tensor = Shape;
+
+    fn set_label(&mut self, label: &str) {
+        self.label = label.to_owned();
+    }
+
+    fn shape(&self, x: &Shape) -> (usize, usize) {
+        (x.rows, x.cols)
+    }
+
+    fn input(&mut self) -> Result<Shape> {
+        let rows = self.geometry.batch * self.geometry.rows;
+        Ok(Shape { rows, cols: self.input.unwrap_or(0), ring: self.numerics.wide })
+    }
+
+    fn lookup(&mut self, table: &str, _: &LookupSpec) -> Result<Shape> {
+        let (_, cols) = self.weights.shape_of(table)?;
+        let rows = self.geometry.batch * self.geometry.rows;
+        if self.input.is_none() {
+            self.spend(lookup::cost(rows, cols, self.numerics.wide));
+        }
+        Ok(Shape { rows, cols, ring: self.numerics.wide })
+    }
+
+    fn widen(&mut self, x: &Shape) -> Result<Shape> {
+        self.spend(extend::cost(x.rows * x.cols, x.ring, self.numerics.wide));
+        Ok(Shape { ring: self.numerics.wide, ..*x })
+    }
+
+    fn linear(&mut self, x: &Shape, weight: &str, _: &str, spec: &LinearSpec) -> Result<Shape> {
+        let (_, cols) = self.weights.shape_of(weight)?;
+        let len = x.rows * cols;
+        self.spend(linear::cost(len, spec.ring + spec.truncate).and(truncate::cost(len, spec.truncate, spec.ring)));
+        Ok(Shape { rows: x.rows, cols, ring: spec.ring })
+    }
+
+    fn add_rows(&mut self, x: &Shape, _: &str, _: usize) -> Result<Shape> {
+        Ok(*x)
+    }
+
+    fn prepend_row(&mut self, x: &Shape, _: &str, _: usize) -> Result<Shape> {
+        Ok(Shape { rows: x.rows + self.geometry.batch, ..*x })
+    }
+
+    fn layer_norm(&mut self, x: &Shape, _: &str, _: &str, spec: &NormSpec) -> Result<Shape> {
+        self.spend(norm::cost(x.rows, x.cols, x.ring, spec));
+        Ok(Shape { ring: spec.ring, ..*x })
+    }
+
+    fn attention(&mut self, qkv: &Shape, rows: usize, heads: usize, spec: &AttentionSpec) -> Result<Shape> {
+        let cols = qkv.cols / 3;
+        let shape = Heads { batch: self.geometry.batch, rows, heads, width: cols / heads };
+        self.spend(attention::cost(shape, qkv.ring, self.numerics.frac, spec));
+        Ok(Shape { cols, ring: spec.ring, ..*qkv })
+    }
+
+    fn activation(&mut self, x: &Shape, spec: &ActivationSpec) -> Result<Shape> {
+        self.spend(activation::cost(x.rows * x.cols, x.ring, self.numerics.frac, spec));
+        let ring = match spec {
+            ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate) => gate.ring,
+            ActivationSpec::Relu { ring } => *ring,
+        };
+        Ok(Shape { ring, ..*x })
+    }
+
+    fn add(&mut self, x: &Shape, _: &Shape) -> Result<Shape> {
+        Ok(*x)
+    }
+
+    fn first_row(&mut self, x: &Shape, rows: usize) -> Result<Shape> {
+        Ok(Shape { rows: x.rows / rows, ..*x })
+    }
+
+    fn sum_rows(&mut self, x: &Shape, rows: usize) -> Result<Shape> {
+        let (batch, wide) = (x.rows / rows, self.numerics.wide);
+        self.spend(linear::cost(batch * x.cols, wide).and(truncate::cost(batch * x.cols, 0, wide)));
+        Ok(Shape { rows: batch, cols: x.cols, ring: wide })
+    }
+}

@@ -1,0 +1,188 @@
+//! The suite as the engine sees it: one party's side of every tensor operation.
+
+use tercet_core::spec::{ActivationSpec, AttentionSpec, LinearSpec, LookupSpec, NormSpec, Numerics};
+use tercet_core::{Error, Geometry, Result, Session, Suite};
+use tercet_ring::{Element, Tensor};
+
+use crate::attention::Heads;
+use crate::linear::{Operand, Prepared, matrix_product};
+use crate::lookup::{Keys, lookup};
+use crate::{Masked, activation, attention, extend, norm, truncate};
+
+/// This party's part of a named weight.
+pub struct Stored<'a, E> {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Its ring.
+    pub ring: u32,
+    /// For a matrix the planes of [`Operand`]; for all else those of [`Masked`].
+    pub planes: [&'a [E]; 2],
+}
+
+/// Where a party keeps its part of a model.
+pub trait Weights {
+    /// A tensor by name, in lanes `E`; an error where it is absent or in other lanes.
+    fn stored<E: Element>(&self, name: &str) -> Result<Stored<'_, E>>;
+}
+
+/// This party's part of a request's input, in the wide lanes `E`.
+pub struct Input<E> {
+    /// What is looked up, or the rows themselves.
+    pub rows: InputRows<E>,
+    /// `[batch, rows]` in the score ring: zero for a row that counts, the padding bias for padding.
+    pub key_bias: Masked<u32>,
+    /// `[batch, rows]` in the wide ring: one for a row that counts, zero for padding.
+    pub row_weight: Masked<E>,
+}
+
+/// The rows of an input.
+pub enum InputRows<E> {
+    /// Keys into the table.
+    Lookup(Keys),
+    /// A matrix `[batch * rows, width]`, wide.
+    Matrix(Masked<E>),
+}
+
+/// One party's side of one request. `E` are the lanes of the wide ring: `u32` for 32 bits, `u64` for 64.
+pub struct HelperSuite<'a, E, W> {
+    session: &'a mut Session,
+    weights: &'a W,
+    input: Input<E>,
+    geometry: Geometry,
+    numerics: Numerics,
+}
+
+impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
+    /// Binds a session to weights and input.
+    pub fn new(
+        session: &'a mut Session,
+        weights: &'a W,
+        input: Input<E>,
+        geometry: Geometry,
+        numerics: Numerics,
+    ) -> HelperSuite<'a, E, W> {
+        HelperSuite { session, weights, input, geometry, numerics }
+    }
+
+    fn operand(&self, name: &str) -> Result<(Operand<'a, E>, usize, usize)> {
+        let stored = self.weights.stored::<E>(name)?;
+        Ok((Operand { planes: stored.planes }, stored.rows, stored.cols))
+    }
+
+    fn masked<F: Element>(&self, name: &str) -> Result<Masked<F>> {
+        let Stored { rows, cols, ring, planes } = self.weights.stored::<F>(name)?;
+        Ok(Masked::new(self.session.party(), ring, planes.map(|p| Tensor::new([rows, cols], p.to_vec()))))
+    }
+
+    fn wide(&self, x: &Masked<E>) -> Result<()> {
+        if x.ring() == self.numerics.wide { Ok(()) } else { Err(Error::Misuse("a narrow tensor, not widened".into())) }
+    }
+}
+
+impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
+    type Tensor = Masked<E>;
+
+    fn set_label(&mut self, label: &str) {
+        self.session.set_label(label);
+    }
+
+    fn shape(&self, x: &Masked<E>) -> (usize, usize) {
+        (x.planes()[0].rows(), x.planes()[0].width())
+    }
+
+    fn input(&mut self) -> Result<Masked<E>> {
+        match &self.input.rows {
+            InputRows::Matrix(matrix) => Ok(matrix.clone()),
+            InputRows::Lookup(_) => Err(Error::Misuse("the model reads a matrix, the request brings keys".into())),
+        }
+    }
+
+    fn lookup(&mut self, table: &str, _: &LookupSpec) -> Result<Masked<E>> {
+        match &self.input.rows {
+            // A public table: the client has looked up by itself.
+            InputRows::Matrix(matrix) => Ok(matrix.clone()),
+            InputRows::Lookup(keys) => {
+                let stored = self.weights.stored::<E>(table)?;
+                lookup(self.session, stored.planes, [stored.rows, stored.cols], keys, self.numerics.wide)
+            }
+        }
+    }
+
+    fn widen(&mut self, x: &Masked<E>) -> Result<Masked<E>> {
+        extend::extend(self.session, x, self.numerics.wide)
+    }
+
+    fn linear(&mut self, x: &Masked<E>, weight: &str, bias: &str, spec: &LinearSpec) -> Result<Masked<E>> {
+        self.wide(x)?;
+        let (operand, inner, cols) = self.operand(weight)?;
+        let bias = self.masked::<E>(bias)?;
+        let (rows, width) = self.shape(x);
+        if width != inner {
+            return Err(Error::Misuse(format!("{weight} takes {inner} columns, not {width}")));
+        }
+        let ring = spec.ring + spec.truncate;
+        let z = matrix_product(self.session, x, operand, [1, rows, inner, cols], ring)?;
+        let z = z.add_columns(&bias).reshape([rows, cols]);
+        truncate::truncate(self.session, z, spec.truncate, spec.ring)
+    }
+
+    fn add_rows(&mut self, x: &Masked<E>, rows: &str, count: usize) -> Result<Masked<E>> {
+        let Stored { rows: available, cols, ring, planes } = self.weights.stored::<E>(rows)?;
+        let (total, width) = self.shape(x);
+        if count > available || cols != width || ring < x.ring() {
+            return Err(Error::Misuse(format!("{rows} has {available} rows of {cols} for {count} of {width}")));
+        }
+        let repeated = planes.map(|p| Tensor::new([total, cols], p[..count * cols].repeat(total / count.max(1))));
+        Ok(x.clone().add(&Masked::new(self.session.party(), x.ring(), repeated)))
+    }
+
+    fn prepend_row(&mut self, x: &Masked<E>, row: &str, count: usize) -> Result<Masked<E>> {
+        let row = self.masked::<E>(row)?;
+        let (_, width) = self.shape(x);
+        let planes = [0, 1].map(|i| {
+            let (row, body) = (row.planes()[i].data(), x.planes()[i].data());
+            let data: Vec<E> =
+                body.chunks(count * width).flat_map(|input| row.iter().chain(input)).copied().collect();
+            Tensor::new([data.len() / width.max(1), width], data)
+        });
+        Ok(Masked::new(self.session.party(), x.ring(), planes))
+    }
+
+    fn layer_norm(&mut self, x: &Masked<E>, gain: &str, bias: &str, spec: &NormSpec) -> Result<Masked<E>> {
+        let (gain, bias) = (self.masked::<u64>(gain)?, self.masked::<u64>(bias)?);
+        norm::layer_norm(self.session, x, &gain, &bias, spec)
+    }
+
+    fn attention(&mut self, qkv: &Masked<E>, rows: usize, heads: usize, spec: &AttentionSpec) -> Result<Masked<E>> {
+        let width = self.shape(qkv).1 / 3 / heads;
+        let heads = Heads { batch: self.geometry.batch, rows, heads, width };
+        let key_bias = self.input.key_bias.low(spec.score_ring);
+        attention::attention(self.session, qkv, &key_bias, heads, self.numerics.frac, spec)
+    }
+
+    fn activation(&mut self, x: &Masked<E>, spec: &ActivationSpec) -> Result<Masked<E>> {
+        activation::activation(self.session, x, self.numerics.frac, spec)
+    }
+
+    fn add(&mut self, x: &Masked<E>, y: &Masked<E>) -> Result<Masked<E>> {
+        Ok(x.clone().add(y))
+    }
+
+    fn first_row(&mut self, x: &Masked<E>, rows: usize) -> Result<Masked<E>> {
+        let (_, width) = self.shape(x);
+        Ok(x.each(x.ring(), |plane| {
+            let data: Vec<E> = plane.data().chunks(rows * width).flat_map(|input| &input[..width]).copied().collect();
+            Tensor::new([data.len() / width.max(1), width], data)
+        }))
+    }
+
+    fn sum_rows(&mut self, x: &Masked<E>, rows: usize) -> Result<Masked<E>> {
+        let (batch, width, ring) = (self.geometry.batch, self.shape(x).1, self.numerics.wide);
+        let weights = self.input.row_weight.clone().reshape([batch, 1, rows]);
+        let x = Prepared::new(x);
+        let z = matrix_product(self.session, &weights, x.operand(), [batch, 1, rows, width], ring)?;
+        truncate::remask(self.session, z.reshape([batch, width]), ring)
+    }
+}
