@@ -4,7 +4,7 @@
 //! What does not fit is refused by the name of its tensor and its position. The value itself may be secret, and no
 //! error carries it.
 
-use crate::Element;
+use crate::{Element, simd};
 
 /// What cannot be encoded. All three are the fault of whoever made the tensor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,24 +60,37 @@ pub fn encode<E: Element>(
     assert!((1..=E::BITS).contains(&ring_bits), "a ring of {ring_bits} bits in a lane of {}", E::BITS);
     let scale = power_of_two(frac_bits as i32);
     let limit = power_of_two(ring_bits as i32 - 1);
-    let mut out = Vec::with_capacity(values.len());
-    for (position, &value) in values.iter().enumerate() {
-        let value: f64 = value.into();
-        let scaled = (value * scale).round_ties_even();
-        if scaled.abs() < limit {
-            out.push(E::from_i64(scaled as i64).low(ring_bits));
-            continue;
+    let mut out = vec![E::ZERO; values.len()];
+    // No early exit, so that whole vectors are tested and converted; NaN and infinity do not compare below the limit.
+    let fit = simd::run!(|| {
+        let mut fit = true;
+        for (out, &value) in out.iter_mut().zip(values) {
+            let scaled = (value.into() * scale).round_ties_even();
+            fit &= scaled.abs() < limit;
+            *out = E::from_i64(scaled as i64).low(ring_bits);
         }
-        let name = name.to_owned();
-        return Err(if value.is_nan() {
-            EncodeError::NotANumber { name, position }
-        } else if value.is_infinite() {
-            EncodeError::Infinite { name, position }
-        } else {
-            EncodeError::Overflow { name, position, frac_bits, ring_bits }
-        });
+        fit
+    });
+    if fit {
+        return Ok(out);
     }
-    Ok(out)
+    let fits = |value: f64| (value * scale).round_ties_even().abs() < limit;
+    match values.iter().map(|&value| value.into()).enumerate().find(|&(_, value)| !fits(value)) {
+        Some((position, value)) => Err(refusal(name, position, value, frac_bits, ring_bits)),
+        None => Ok(out),
+    }
+}
+
+/// The error of a value that does not fit.
+fn refusal(name: &str, position: usize, value: f64, frac_bits: u32, ring_bits: u32) -> EncodeError {
+    let name = name.to_owned();
+    if value.is_nan() {
+        EncodeError::NotANumber { name, position }
+    } else if value.is_infinite() {
+        EncodeError::Infinite { name, position }
+    } else {
+        EncodeError::Overflow { name, position, frac_bits, ring_bits }
+    }
 }
 
 /// Decodes fixed point with `frac_bits` fraction bits in `Z_2^ring_bits`; bits of the lane above the ring are ignored.
@@ -87,7 +100,7 @@ pub fn encode<E: Element>(
 pub fn decode<E: Element>(values: &[E], frac_bits: u32, ring_bits: u32) -> Vec<f64> {
     assert!((1..=E::BITS).contains(&ring_bits), "a ring of {ring_bits} bits in a lane of {}", E::BITS);
     let unit = power_of_two(-(frac_bits as i32));
-    values.iter().map(|v| v.signed(ring_bits) as f64 * unit).collect()
+    simd::run!(|| values.iter().map(|v| v.signed(ring_bits) as f64 * unit).collect())
 }
 
 fn power_of_two(exponent: i32) -> f64 {
