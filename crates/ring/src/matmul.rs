@@ -1,8 +1,8 @@
 //! Matrix products over the lanes, modulo their width.
 //!
-//! Large products run in register tiles ([`tile`]): the right operand is packed, a strip of columns and [`tile::DEPTH`] rows at
+//! Large products run in register tiles (`tile`): the right operand is packed, a strip of columns and 256 rows at
 //! a time, into panels that stay in the second cache; the left operand is read where it lies. Products of few rows are
-//! bound by memory and stream the right operand once, unpacked ([`stream`]); so does the portable form. Arithmetic
+//! bound by memory and stream the right operand once, unpacked (`stream`); so does the portable form. Arithmetic
 //! modulo a power of two has no rounding: every form gives the same bits.
 #![allow(unsafe_code)]
 

@@ -3,7 +3,7 @@
 //! Element `i` takes bits `[i * k, (i + 1) * k)` of the plane, bit `b` of the plane being bit `b % 8` of byte `b / 8`
 //! (little-endian throughout). The bits after the last element are zero; a reader ignores them.
 //!
-//! A whole lane is copied and single bits have loops of their own. Other widths go through AVX-512 with byte permutation in blocks ([`blocks`]) where the machine
+//! A whole lane is copied and single bits have loops of their own. Other widths go through AVX-512 with byte permutation in blocks (`blocks`) where the machine
 //! has it, and word by word where not and at the end.
 
 #[cfg(target_arch = "x86_64")]

@@ -1,8 +1,9 @@
 //! Run-time choice of the instruction set.
 //!
-//! [`run`] calls a closure inside a function compiled for the best instruction set of this machine, so that plain loops
-//! in the closure are vectorised for it. The result cannot depend on the choice: ring arithmetic has no rounding, and
-//! Rust never contracts floating-point operations.
+//! The macro [`run!`](crate::simd::run!) compiles a closure for each instruction set and calls the one for the best that
+//! this machine has, so that plain loops in the closure are vectorised for it; the function [`run`](fn@run) does so for
+//! small closures. The result cannot depend on the choice: ring arithmetic has no rounding, and Rust never contracts
+//! floating-point operations.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
