@@ -312,8 +312,8 @@ impl Shared {
                 tracing::info!(peer = %connection.peer().name(), address, software = %connection.peer().software, "connected");
                 self.register(connection);
             }
-            Ok(Err(error)) => tracing::warn!(address, %error, "turned a connection away"),
-            Err(_) => tracing::warn!(address, "a connection did not greet in time"),
+            Ok(Err(error)) => tracing::info!(address, %error, "no connection"),
+            Err(_) => tracing::info!(address, "a connection did not greet in time"),
         }
     }
 

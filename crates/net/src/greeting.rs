@@ -40,12 +40,10 @@ impl EndpointConfig {
                 return Err(NetError::TurnedAway { peer: address, why: refusal.complaint() });
             }
         };
-        if role == Role::Client {
-            link.confine();
-        }
         Answer::Welcome { software: self.software.clone() }.send(&mut send).await?;
         let seed = match (self.role, role) {
             (Role::Party(mine), Role::Party(theirs)) => {
+                link.widen();
                 Some(seed::agree(&link, &mut send, &mut recv, mine, theirs).await?)
             }
             _ => None,
@@ -75,7 +73,10 @@ impl EndpointConfig {
             }
         };
         let seed = match self.role {
-            Role::Party(mine) => Some(seed::agree(&link, &mut send, &mut recv, mine, party).await?),
+            Role::Party(mine) => {
+                link.widen();
+                Some(seed::agree(&link, &mut send, &mut recv, mine, party).await?)
+            }
             Role::Client => None,
         };
         let peer = Peer { role: Role::Party(party), key, software, address };

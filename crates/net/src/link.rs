@@ -98,11 +98,11 @@ impl Link {
         }
     }
 
-    /// Fewer streams and less buffer for a peer that is only a client.
-    pub(crate) fn confine(&self) {
-        if let Self::Quic { connection, .. } = self {
-            connection.set_max_concurrent_bi_streams(VarInt::from_u32(32));
-            connection.set_receive_window(VarInt::from_u32(64 << 20));
+    /// More streams and buffer, for a peer that has proved to be a party.
+    pub(crate) fn widen(&self) {
+        match self {
+            Self::Quic { connection, .. } => quic::widen(connection),
+            Self::Tcp(mux) => mux.widen(),
         }
     }
 

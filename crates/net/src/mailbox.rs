@@ -37,9 +37,9 @@ pub struct FrameLimits {
 }
 
 impl Default for FrameLimits {
-    /// 64 MiB of helper frames ahead; 1 GiB unread; 512 MiB a frame.
+    /// 32 MiB of helper frames ahead at each end; 1 GiB unread; 512 MiB a frame.
     fn default() -> Self {
-        Self { helper_window: 64 << 20, unread_cap: 1 << 30, frame_cap: 512 << 20 }
+        Self { helper_window: 32 << 20, unread_cap: 1 << 30, frame_cap: 512 << 20 }
     }
 }
 

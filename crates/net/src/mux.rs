@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use zeroize::Zeroizing;
 
 use crate::link::{WireBytes, unwelcome};
 use crate::mailbox::clean_reason;
-use crate::quic::{STREAM_WINDOW_BYTES, STREAMS_AT_ONCE};
+use crate::quic::{PARTY_STREAMS_AT_ONCE, STREAM_WINDOW_BYTES, STREAMS_AT_ONCE, UNREAD_BYTES};
 use crate::tcp::Counters;
 use crate::{NetError, PublicKey};
 
@@ -84,6 +84,8 @@ struct Shared {
     /// Room, in bytes, between the streams and the socket.
     room: Semaphore,
     streams: Mutex<Streams>,
+    /// Some of what had arrived was read.
+    read: Notify,
     ended: watch::Sender<Option<NetError>>,
 }
 
@@ -91,6 +93,16 @@ struct Streams {
     open: BTreeMap<u32, Stream>,
     next_own: u32,
     last_theirs: u32,
+    /// Whether the peer has proved to be a party.
+    wide: bool,
+    /// Bytes that have arrived and are not read.
+    unread: usize,
+}
+
+impl Streams {
+    fn at_once(&self) -> usize {
+        if self.wide { PARTY_STREAMS_AT_ONCE as usize } else { STREAMS_AT_ONCE as usize }
+    }
 }
 
 struct Stream {
@@ -124,7 +136,10 @@ impl Mux {
                 open: BTreeMap::new(),
                 next_own: if dialled { 1 } else { 2 },
                 last_theirs: 0,
+                wide: false,
+                unread: 0,
             }),
+            read: Notify::new(),
             ended: watch::Sender::new(None),
         });
         let (reading, writing) = tokio::io::split(socket);
@@ -154,8 +169,8 @@ impl Mux {
         if let Some(error) = self.shared.ended.borrow().clone() {
             return Err(error);
         }
-        if streams.open.len() >= 2 * STREAMS_AT_ONCE as usize {
-            return Err(NetError::local(format!("more than {STREAMS_AT_ONCE} streams to {}", self.shared.peer)));
+        if streams.open.len() >= streams.at_once() {
+            return Err(NetError::local(format!("too many channels at once to {}", self.shared.peer)));
         }
         let id = streams.next_own;
         streams.next_own += 2;
@@ -167,6 +182,11 @@ impl Mux {
             Some(stream) => Ok(stream),
             None => Err(self.closed().await),
         }
+    }
+
+    pub(crate) fn widen(&self) {
+        self.shared.lock().wide = true;
+        self.shared.read.notify_one();
     }
 
     pub(crate) async fn closed(&self) -> NetError {
@@ -221,6 +241,30 @@ impl Shared {
             stream.credit.close();
         }
         self.room.close();
+    }
+
+    /// So many bytes that had arrived wait no longer.
+    fn take_in(&self, bytes: usize) {
+        let mut streams = self.lock();
+        let before = streams.unread;
+        streams.unread = before.saturating_sub(bytes);
+        if before > UNREAD_BYTES as usize {
+            self.read.notify_one();
+        }
+    }
+
+    /// Waits until more may arrive.
+    async fn room_to_read(&self) {
+        loop {
+            {
+                let streams = self.lock();
+                if streams.wide || streams.unread <= UNREAD_BYTES as usize {
+                    return;
+                }
+            }
+            // `notify_one` leaves a permit when it comes between the check and this line.
+            self.read.notified().await;
+        }
     }
 
     /// Waits until the connection has ended.
@@ -315,6 +359,7 @@ impl MuxRecv {
             }
         }
         let part = self.rest.split_to(self.rest.len().min(most));
+        self.shared.take_in(part.len());
         self.read += part.len();
         if self.read >= WINDOW_BYTES / 4 {
             let grant = std::mem::take(&mut self.read);
@@ -337,6 +382,14 @@ impl Drop for MuxRecv {
         let unfinished = streams.open.get_mut(&self.id).is_some_and(|stream| stream.inbox.take().is_some());
         streams.settle(self.id);
         drop(streams);
+        // Nothing more comes in now; what has come is not read any more.
+        let mut unread = self.rest.len();
+        while let Ok(arrived) = self.arrivals.try_recv() {
+            if let Arrived::Data(bytes) = arrived {
+                unread += bytes.len();
+            }
+        }
+        self.shared.take_in(unread);
         if unfinished {
             self.shared.post(self.id, Kind::Stop, Bytes::new());
         }
@@ -442,6 +495,10 @@ async fn read_loop(
             Err(what) => break NetError::protocol(&shared.peer, what),
         }
         buffer.reserve(2 * CHUNK_BYTES);
+        tokio::select! {
+            () = shared.room_to_read() => {}
+            () = shared.over() => break NetError::lost(&shared.peer, "closed by this side"),
+        }
         let read = tokio::select! {
             read = tokio::time::timeout(silence, socket.read_buf(&mut buffer)) => read,
             () = shared.over() => break NetError::lost(&shared.peer, "closed by this side"),
@@ -485,7 +542,8 @@ impl Shared {
         if frame.kind == Kind::Data && !streams.open.contains_key(&id) {
             let theirs = id % 2 != streams.next_own % 2;
             if theirs && id > streams.last_theirs {
-                if streams.open.len() >= 4 * STREAMS_AT_ONCE as usize {
+                // Twice: the peer learns a little later that a stream is over.
+                if streams.open.len() >= 2 * streams.at_once() {
                     return Err("too many streams at once");
                 }
                 streams.last_theirs = id;
@@ -499,7 +557,10 @@ impl Shared {
                     stream.granted =
                         stream.granted.checked_sub(frame.payload.len()).ok_or("bytes beyond the credit")?;
                     if let Some(inbox) = &stream.inbox {
-                        let _ = inbox.send(Arrived::Data(frame.payload));
+                        let bytes = frame.payload.len();
+                        if inbox.send(Arrived::Data(frame.payload)).is_ok() {
+                            streams.unread += bytes;
+                        }
                     }
                 }
                 Kind::Finish | Kind::Reset => {

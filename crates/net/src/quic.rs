@@ -29,8 +29,16 @@ use crate::{NetError, PublicKey, tls};
 /// Bytes of receive credit a stream: enough for 10 Gbit/s at 12 ms.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
-/// Streams a peer may have open at once.
-pub(crate) const STREAMS_AT_ONCE: u32 = 256;
+/// Streams that anybody may have open at once, and bytes on all of them that may wait unread.
+pub(crate) const STREAMS_AT_ONCE: u32 = 32;
+/// See [`STREAMS_AT_ONCE`].
+pub(crate) const UNREAD_BYTES: u32 = 64 << 20;
+
+/// Streams that another party may have open at once. What waits on them is bounded by each stream's window alone: a
+/// session that is not read must not starve the others.
+pub(crate) const PARTY_STREAMS_AT_ONCE: u32 = 256;
+/// Without bound in practice; the largest number itself would overflow in quinn when added to what was read before.
+const PARTY_UNREAD_BYTES: u64 = 1 << 40;
 
 /// Bytes of socket buffer asked for; the kernel may grant less (`net.core.rmem_max`).
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -75,8 +83,7 @@ impl LinkProfile {
         transport
             .initial_mtu(mtu)
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-            // A stream that its session does not read must not starve the others: only streams are bounded.
-            .receive_window(VarInt::MAX)
+            .receive_window(VarInt::from_u32(UNREAD_BYTES))
             .send_window(64 << 20)
             .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_AT_ONCE))
             .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -275,6 +282,12 @@ fn udp_socket(address: SocketAddr) -> std::io::Result<UdpSocket> {
 pub(crate) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     tls::key_of(chain.first()?)
+}
+
+/// Widens the bounds for a peer that has proved to be a party.
+pub(crate) fn widen(connection: &quinn::Connection) {
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(PARTY_STREAMS_AT_ONCE));
+    connection.set_receive_window(VarInt::from_u64(PARTY_UNREAD_BYTES).unwrap_or(VarInt::MAX));
 }
 
 pub(crate) fn wire_bytes(connection: &quinn::Connection) -> WireBytes {
