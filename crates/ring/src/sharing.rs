@@ -15,7 +15,7 @@ pub fn mask<E: Element>(seed: &Seed, stream: u64, len: usize) -> Vec<E> {
 /// `m = x + l1 + l2`, with the masks of both seeds.
 pub fn split<E: Element>(values: &[E], first: &Seed, second: &Seed, stream: u64) -> Vec<E> {
     let (l1, l2) = (mask::<E>(first, stream, values.len()), mask::<E>(second, stream, values.len()));
-    crate::simd::run(|| values.iter().zip(l1).zip(l2).map(|((&x, a), b)| x.add(a).add(b)).collect())
+    crate::simd::run!(|| values.iter().zip(l1).zip(l2).map(|((&x, a), b)| x.add(a).add(b)).collect())
 }
 
 /// `x = m - l1 - l2`, reduced to the ring.

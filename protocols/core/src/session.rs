@@ -202,7 +202,7 @@ impl Session {
         if self.party == PartyId::P0 {
             let mut values = values(self);
             assert_eq!(values.len(), len, "dealt values");
-            tercet_ring::simd::run(|| {
+            tercet_ring::simd::run!(|| {
                 values.iter_mut().zip(drawn.first.iter().chain(&drawn.second)).for_each(|(v, &a)| *v = subtract(*v, a));
             });
             self.send(PartyId::P2, step, &values[..to_second], bits)?;
@@ -211,7 +211,7 @@ impl Session {
             }
             return Ok(Vec::new());
         }
-        let reduce = |half: &mut [E]| tercet_ring::simd::run(|| half.iter_mut().for_each(|v| *v = v.low(bits)));
+        let reduce = |half: &mut [E]| tercet_ring::simd::run!(|| half.iter_mut().for_each(|v| *v = v.low(bits)));
         if self.party == PartyId::P1 {
             let mut half = std::mem::take(&mut drawn.first);
             reduce(&mut half);

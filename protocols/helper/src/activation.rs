@@ -174,7 +174,7 @@ fn walk<E: Element>(
     mut visit: impl FnMut(usize, usize, &[f64], &[f64]),
 ) {
     const BLOCK: usize = 256;
-    simd::run(|| {
+    simd::run!(|| {
         let (mut c1, mut s1) = ([0.0; BLOCK], [0.0; BLOCK]);
         let (mut c, mut s) = ([0.0; BLOCK], [0.0; BLOCK]);
         for (index, block) in values.chunks(BLOCK).enumerate() {

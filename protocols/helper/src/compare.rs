@@ -48,7 +48,7 @@ impl OneHots {
             let deal = |(low, width): (u32, u32)| {
                 let encode = |l: &E| 1u32 << (l.to_u64() >> low & ((1 << width) - 1));
                 let words = s.deal_xor(len, 1 << width, |_| {
-                    tercet_ring::simd::run(|| lambda.iter().map(encode).collect())
+                    tercet_ring::simd::run!(|| lambda.iter().map(encode).collect())
                 })?;
                 Ok(Chunk { low, width, words })
             };
@@ -86,7 +86,7 @@ impl Chunk {
     fn plane<E: Element>(&self, c: &[E], from: usize, f: impl Fn(u32, u32) -> u32) -> Plane {
         let (low, mask) = (self.low, E::mask(self.width));
         let words = &self.words[from..from + c.len()];
-        tercet_ring::simd::run(|| {
+        tercet_ring::simd::run!(|| {
             let mut plane = Plane::with_capacity(bits::words(c.len()));
             let mut flags = [0u32; 64];
             for (c, words) in c.chunks(64).zip(words.chunks(64)) {
@@ -162,7 +162,7 @@ pub fn post<E: Element>(s: &mut Session, x: &Masked<E>, groups: usize, threshold
                 for &threshold in thresholds {
                     let threshold = E::from_i64(threshold);
                     let c: Vec<E> =
-                        tercet_ring::simd::run(|| m.iter().map(|&m| m.sub(threshold).low(ring)).collect());
+                        tercet_ring::simd::run!(|| m.iter().map(|&m| m.sub(threshold).low(ring)).collect());
                     halves.extend(hots.less_and_equal(&c, group * len));
                     let mut top = dealt_tops[group * words(len)..(group + 1) * words(len)].to_vec();
                     if leads {

@@ -87,7 +87,7 @@ pub fn exp2_neg<F: Element>(s: &mut Session, t: &Masked<u32>, scales: Scales) ->
         if !s.is_helper() {
             halves = hots.less_and_equal(t.m(), 0);
             let high = |i: usize, less: u32| (t.m()[i] >> low_bits).wrapping_sub(less) & top_mask;
-            let equal = |less: u32| simd::run(|| crate::bits::collect(len, |i| tops[i] >> high(i, less) & 1));
+            let equal = |less: u32| simd::run!(|| crate::bits::collect(len, |i| tops[i] >> high(i, less) & 1));
             halves.extend([equal(0), equal(1)]);
         }
         let planes = OneHots::plane_count(low_bits) + 2;
@@ -100,7 +100,7 @@ pub fn exp2_neg<F: Element>(s: &mut Session, t: &Masked<u32>, scales: Scales) ->
         let ring = scales.product_ring();
         let dealt: Vec<u64> = s.deal(3 * len, ring, |_| {
             let scale = f64::from(scales.guard.0).exp2();
-            let powers: Vec<u64> = simd::run(|| {
+            let powers: Vec<u64> = simd::run!(|| {
                 lambda.iter().map(|&l| round(exp2(f64::from(low(l)) / unit) * scale) as u64).collect()
             });
             let products = chosen.iter().flat_map(|bits| {
@@ -116,7 +116,7 @@ pub fn exp2_neg<F: Element>(s: &mut Session, t: &Masked<u32>, scales: Scales) ->
             for ((bits, product), offset) in chosen.iter().zip(products.chunks(len.max(1))).zip([0.0, 16.0]) {
                 let beta = expand::<u64>(bits.beta(), len);
                 let scale = f64::from(scales.guard.1).exp2();
-                simd::run(|| {
+                simd::run!(|| {
                     for i in 0..len {
                         let c = f64::from(low(t.m()[i])) / unit;
                         let public = round(exp2(-c - offset) * scale) as u64;

@@ -60,7 +60,7 @@ pub fn post<E: Element, F: Element>(s: &mut Session, x: &Masked<E>, to: u32) -> 
             return Ok(Extension { posted: Some(posted), from, to, low, held: [mask, other] });
         }
         let (top, carry) = dealt.split_at(len);
-        let sent: Vec<F> = tercet_ring::simd::run(|| {
+        let sent: Vec<F> = tercet_ring::simd::run!(|| {
             (0..len)
                 .map(|i| {
                     let lower_half = F::ONE.sub(low.m()[i] >> (from - 1));
@@ -82,7 +82,7 @@ impl<F: Element> Extension<F> {
         let raise = |plane: &Tensor<F>, top: &[F]| {
             let mut plane = plane.clone();
             let data = plane.data_mut();
-            tercet_ring::simd::run(|| data.iter_mut().zip(top).for_each(|(v, &t)| *v = v.add(t << from)));
+            tercet_ring::simd::run!(|| data.iter_mut().zip(top).for_each(|(v, &t)| *v = v.add(t << from)));
             plane
         };
         let planes = if s.is_helper() {

@@ -91,7 +91,7 @@ fn lines(s: &mut Session, flags: &[MaskedBits], v: &Masked<u64>, spec: &InverseS
     for (j, (flag, &(da, db))) in flags.iter().zip(&spec.segments.lines[1..]).enumerate() {
         let beta = expand::<u64>(flag.beta(), rows);
         let (mask, product) = (&masks[j * rows..], &products[j * rows..]);
-        simd::run(|| {
+        simd::run!(|| {
             for i in 0..rows {
                 let sign = 1u64.sub(beta[i].add(beta[i]));
                 let bit = beta[i].mul(held_one).add(sign.mul(mask[i]));

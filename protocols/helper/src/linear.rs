@@ -102,7 +102,7 @@ fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
     let (x1, x2) = (x.planes()[0].data(), x.planes()[1].data());
     let (y1, y2) = (y.planes()[0].data(), y.planes()[1].data());
     let all = 0..x1.len();
-    let data: Vec<E> = tercet_ring::simd::run(|| match x.party() {
+    let data: Vec<E> = tercet_ring::simd::run!(|| match x.party() {
         PartyId::P0 => all.map(|i| x1[i].mul(y2[i]).add(x2[i].mul(y1[i].add(y2[i])))).collect(),
         PartyId::P1 => all.map(|i| x1[i].sub(x2[i]).mul(y1[i].sub(y2[i]))).collect(),
         PartyId::P2 => all.map(|i| x1[i].mul(y2[i]).add(x2[i].mul(y1[i]))).collect(),

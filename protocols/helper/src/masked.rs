@@ -81,7 +81,7 @@ impl<E: Element> Masked<E> {
     pub fn lambda(&self) -> Vec<E> {
         debug_assert_eq!(self.party, PartyId::P0, "only the helper knows a mask");
         let (first, second, ring) = (self.planes[0].data(), self.planes[1].data(), self.ring);
-        tercet_ring::simd::run(|| first.iter().zip(second).map(|(&a, &b)| a.add(b).low(ring)).collect())
+        tercet_ring::simd::run!(|| first.iter().zip(second).map(|(&a, &b)| a.add(b).low(ring)).collect())
     }
 
     /// The same linear map on both planes.
@@ -114,7 +114,7 @@ impl<E: Element> Masked<E> {
         if self.party != PartyId::P0 {
             let constant = E::from_i64(constant);
             let plane = self.planes[0].data_mut();
-            tercet_ring::simd::run(|| plane.iter_mut().for_each(|v| *v = v.add(constant)));
+            tercet_ring::simd::run!(|| plane.iter_mut().for_each(|v| *v = v.add(constant)));
         }
         self
     }
@@ -175,7 +175,7 @@ impl<E: Element> Masked<E> {
         let half = match self.party {
             PartyId::P0 => Vec::new(),
             PartyId::P1 => zip(self.m(), self.own_mask(), E::sub),
-            PartyId::P2 => tercet_ring::simd::run(|| self.own_mask().iter().map(|&l| E::ZERO.sub(l)).collect()),
+            PartyId::P2 => tercet_ring::simd::run!(|| self.own_mask().iter().map(|&l| E::ZERO.sub(l)).collect()),
         };
         Additive::new(self.party, self.shape(), half)
     }
@@ -232,7 +232,7 @@ impl<E: Element> Additive<E> {
     pub fn add(mut self, other: &Additive<E>) -> Additive<E> {
         assert_eq!(self.shape, other.shape, "shapes differ");
         let half = &mut self.half;
-        tercet_ring::simd::run(|| half.iter_mut().zip(&other.half).for_each(|(a, &b)| *a = a.add(b)));
+        tercet_ring::simd::run!(|| half.iter_mut().zip(&other.half).for_each(|(a, &b)| *a = a.add(b)));
         self
     }
 
@@ -242,7 +242,7 @@ impl<E: Element> Additive<E> {
         let width = row.len().max(1);
         if !self.half.is_empty() {
             let half = &mut self.half;
-            tercet_ring::simd::run(|| {
+            tercet_ring::simd::run!(|| {
                 for line in half.chunks_exact_mut(width) {
                     line.iter_mut().zip(&row.half).for_each(|(a, &b)| *a = a.add(b));
                 }
@@ -263,5 +263,5 @@ impl<E: Element> Additive<E> {
 /// `f` of pairs.
 pub(crate) fn zip<E: Element>(a: &[E], b: &[E], f: impl Fn(E, E) -> E) -> Vec<E> {
     debug_assert_eq!(a.len(), b.len());
-    tercet_ring::simd::run(|| a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect())
+    tercet_ring::simd::run!(|| a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect())
 }

@@ -35,7 +35,7 @@ pub fn select<E: Element>(s: &mut Session, b: &MaskedBits, x: &Masked<E>) -> Res
     let (m, own) = (x.m(), x.own_mask());
     let beta = expand::<E>(b.beta(), len);
     let leads = s.party() == PartyId::P1;
-    let half = tercet_ring::simd::run(|| {
+    let half = tercet_ring::simd::run!(|| {
         (0..len)
             .map(|i| {
                 let plain = if leads { m[i].sub(own[i]) } else { E::ZERO.sub(own[i]) };
@@ -50,7 +50,7 @@ pub fn select<E: Element>(s: &mut Session, b: &MaskedBits, x: &Masked<E>) -> Res
 /// The bits of a plane as lanes of 0 or 1.
 pub(crate) fn expand<E: Element>(plane: &[u64], len: usize) -> Vec<E> {
     let mut out = Vec::with_capacity(len);
-    tercet_ring::simd::run(|| {
+    tercet_ring::simd::run!(|| {
         for (word, from) in plane.iter().zip((0..len).step_by(64)) {
             out.extend((0..(len - from).min(64) as u32).map(|i| E::from_u64(word >> i & 1)));
         }

@@ -53,13 +53,13 @@ impl<E: Element> Truncation<E> {
         let Truncation { posted, shape, by, ring, held: [first, second] } = self;
         let bits = ring + by;
         let down = |v: E| F::from_u64((v.low(bits) >> by).to_u64());
-        let halved = |plane: &[E]| tercet_ring::simd::run(|| plane.iter().map(|&v| down(v)).collect::<Vec<F>>());
+        let halved = |plane: &[E]| tercet_ring::simd::run!(|| plane.iter().map(|&v| down(v)).collect::<Vec<F>>());
         let theirs: Vec<E> = s.wait(posted, first.len(), bits)?;
         let planes = if s.is_helper() {
             [halved(&first), halved(&second)]
         } else {
             let centre = if by == 0 { E::ZERO } else { E::ONE << (by - 1) };
-            let m = tercet_ring::simd::run(|| {
+            let m = tercet_ring::simd::run!(|| {
                 first.iter().zip(&theirs).map(|(&a, &b)| down(a.add(b).sub(centre))).collect()
             });
             [m, halved(&second)]
