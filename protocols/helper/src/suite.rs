@@ -147,7 +147,14 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
                 body.chunks(count * width).flat_map(|input| row.iter().chain(input)).copied().collect();
             Tensor::new([data.len() / width.max(1), width], data)
         });
-        Ok(Masked::new(self.session.party(), x.ring(), planes))
+        // The new row counts like any other: no bias, and a weight of one.
+        let (party, column) = (self.session.party(), [self.geometry.batch, 1]);
+        let Input { key_bias, row_weight, .. } = &mut self.input;
+        let no_bias = Masked::public(party, key_bias.ring(), Tensor::zeros(column));
+        *key_bias = Masked::join_columns(&[no_bias, key_bias.clone()]);
+        let ones = Masked::public(party, row_weight.ring(), Tensor::zeros(column).map(|_: E| E::ONE));
+        *row_weight = Masked::join_columns(&[ones, row_weight.clone()]);
+        Ok(Masked::new(party, x.ring(), planes))
     }
 
     fn layer_norm(&mut self, x: &Masked<E>, gain: &str, bias: &str, spec: &NormSpec) -> Result<Masked<E>> {
