@@ -42,7 +42,9 @@ pub use mailbox::FrameLimits;
 pub use memory::{MemoryTransport, memory_world, memory_world_with};
 pub use party::PartyId;
 pub use quic::{LinkProfile, ProfileError};
-pub use request::{ClientMessage, Fault, InputShare, ModelCard, NodeMessage, OutputShare, Stream, Usage};
+pub use request::{
+    ClientMessage, Fault, InputShare, ModelCard, NodeMessage, NodeStatus, OutputShare, PeerStatus, Stream, Usage,
+};
 pub use seed::PairSeed;
 pub use session::{SessionLinks, SessionSettings};
 pub use shaped::{LinkShape, ShapeError};

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::PartyId;
+
 /// One party's part of a client's input.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputShare {
@@ -77,6 +79,8 @@ pub enum ClientMessage {
         /// The input.
         share: InputShare,
     },
+    /// How the node is doing.
+    Status,
 }
 
 /// What a node answers.
@@ -109,6 +113,60 @@ pub enum NodeMessage {
         /// One line: the cause, and what would mend it.
         reason: String,
     },
+    /// How the node is doing.
+    Status(NodeStatus),
+}
+
+/// How a node is doing: counters since its start, all of them public.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which party it is.
+    pub party: PartyId,
+    /// Name and version of its program.
+    pub software: String,
+    /// Time since its start.
+    pub uptime_s: u64,
+    /// Whether it finishes what runs and takes nothing new.
+    pub stopping: bool,
+    /// The models that it serves.
+    pub models: Vec<ModelCard>,
+    /// The two other nodes.
+    pub peers: [PeerStatus; 2],
+    /// Clients connected now.
+    pub clients: u32,
+    /// Requests waiting now.
+    pub waiting: u32,
+    /// Sessions running now.
+    pub sessions_running: u32,
+    /// Sessions that ended well.
+    pub sessions_done: u64,
+    /// Sessions that failed.
+    pub sessions_failed: u64,
+    /// Requests answered with an output.
+    pub answered: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// The most memory that the process has had resident, in bytes; zero where the system does not say.
+    pub peak_rss_bytes: u64,
+}
+
+/// A node as another one sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Which party it is.
+    pub party: PartyId,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// Its address while connected, else why the last attempt to reach it failed.
+    pub place: String,
+    /// Bytes of sessions sent to it, frame headers included.
+    pub session_sent: u64,
+    /// Bytes of sessions received from it.
+    pub session_received: u64,
+    /// Bytes sent to it as the operating system sees them, over all connections.
+    pub wire_sent: u64,
+    /// Bytes received from it, likewise.
+    pub wire_received: u64,
 }
 
 /// A model that a node serves.
