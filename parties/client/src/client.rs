@@ -1,0 +1,352 @@
+//! The client's handle: models, embeddings, classes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
+use tercet_model::RowInput;
+use tercet_model::graph::{Input, Output};
+use tercet_net::{
+    ClientMessage, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, OutputShare, PartyId,
+    PeerAddress, PublicKey, Usage, codec,
+};
+use tokio::task::JoinSet;
+
+use crate::face::Table;
+use crate::input::{self, Batch};
+use crate::links::{Answer, Links, fresh_id};
+use crate::{
+    Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, RequestUsage, open, share,
+};
+
+/// How long the other nodes may take to report, once one has failed: the cause often comes second.
+const GRACE: Duration = Duration::from_millis(300);
+/// How long questions other than requests may take.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
+/// Models whose description is kept.
+const FACES_KEPT: u64 = 64;
+/// Public tables that are kept; each may take hundreds of megabytes.
+const TABLES_KEPT: u64 = 2;
+
+/// Where a node is and how it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddress {
+    /// Its public key.
+    pub key: PublicKey,
+    /// `quic://host:port` or `tcp://host:port`.
+    pub address: PeerAddress,
+}
+
+/// How a client is set up.
+#[derive(Debug)]
+pub struct ClientConfig {
+    /// The client's key, which the nodes must have on their lists (unless they are open to all).
+    pub identity: Identity,
+    /// P0 (the helper), P1 and P2.
+    pub nodes: [NodeAddress; 3],
+    /// The kind of network to the nodes.
+    pub profile: LinkProfile,
+    /// How long a connection may take to be established.
+    pub connect_deadline: Duration,
+}
+
+impl ClientConfig {
+    /// A client of these nodes over any network.
+    pub fn new(identity: Identity, nodes: [NodeAddress; 3]) -> Self {
+        Self { identity, nodes, profile: LinkProfile::default(), connect_deadline: Duration::from_secs(10) }
+    }
+}
+
+/// A connected client. Clones are handles on the same connections.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    links: Links,
+    /// By name; dropped when a node refuses a request, as the model may have been shared anew.
+    faces: Cache<String, Arc<ModelFace>>,
+    /// By digest.
+    tables: Cache<[u8; 32], Arc<Vec<u8>>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Client {
+    /// Connects to all three nodes. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A node cannot be reached, is not who it should be, or does not know this client; the first of them is named.
+    pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
+        let ClientConfig { identity, nodes, profile, connect_deadline } = config;
+        let keys = nodes.each_ref().map(|node| Some(node.key));
+        let endpoint = EndpointConfig { profile, connect_deadline, ..EndpointConfig::client(identity, keys) };
+        let links = Links::new(endpoint, nodes.map(|node| node.address))?;
+        let faces = Cache::new(FACES_KEPT);
+        let client = Self(Arc::new(Inner { links, faces, tables: Cache::new(TABLES_KEPT) }));
+        let [p0, p1, p2] = PartyId::ALL.map(|party| client.0.links.connection(party));
+        tokio::try_join!(p0, p1, p2)?;
+        Ok(client)
+    }
+
+    /// The models that all three nodes serve under the same name and digest, in the order of their names.
+    ///
+    /// # Errors
+    /// A node does not answer.
+    pub async fn models(&self) -> Result<Vec<ModelCard>, Error> {
+        let answers = self.ask_all(|_| ClientMessage::Models, QUESTION_DEADLINE).await?;
+        let mut cards: Vec<Vec<ModelCard>> = Vec::new();
+        for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
+            match answer.message {
+                NodeMessage::Models(of_node) => cards.push(of_node),
+                _ => return Err(Error::unexpected(party, "another answer than a list of models")),
+            }
+        }
+        let others = cards.split_off(1);
+        let everywhere = |card: &ModelCard| others.iter().all(|of_node| of_node.contains(card));
+        let mut common: Vec<ModelCard> = cards.swap_remove(0).into_iter().filter(everywhere).collect();
+        common.sort_by(|a, b| a.name.cmp(&b.name));
+        common.dedup();
+        Ok(common)
+    }
+
+    /// What a model takes and gives, as all three nodes say alike. Kept for later calls.
+    ///
+    /// # Errors
+    /// A node does not answer or does not have the model; two nodes disagree.
+    pub async fn model(&self, name: &str) -> Result<Arc<ModelFace>, Error> {
+        if let Some(face) = self.0.faces.get(name) {
+            return Ok(face);
+        }
+        let answers = self.ask_all(|_| ClientMessage::Manifest { model: name.into() }, QUESTION_DEADLINE).await?;
+        let face = Arc::new(ModelFace::from_answers(name, answers.map(|answer| answer.message))?);
+        self.0.faces.insert(name.into(), face.clone());
+        Ok(face)
+    }
+
+    /// One vector for each text.
+    ///
+    /// # Errors
+    /// A text is empty or too long; the model gives no embeddings; a node fails or refuses; two copies of the answer
+    /// differ.
+    pub async fn embed(&self, model: &str, texts: &[&str], options: &Options) -> Result<Embeddings, Error> {
+        let (face, outputs, usage) = self.run(model, Inputs::Texts(texts), options).await?;
+        match face.interface().output {
+            Output::Embedding { .. } => Ok(Embeddings { vectors: outputs, usage }),
+            Output::Logits { .. } => Err(Error::Misuse(format!("model {model} classifies: it gives no embeddings"))),
+        }
+    }
+
+    /// The class of each text or image.
+    ///
+    /// # Errors
+    /// An input is not one that the model takes; the model gives no classes; a node fails or refuses; two copies of the
+    /// answer differ.
+    pub async fn classify(&self, model: &str, inputs: Inputs<'_>, options: &Options) -> Result<Classifications, Error> {
+        let (face, outputs, usage) = self.run(model, inputs, options).await?;
+        if face.labels().is_empty() {
+            return Err(Error::Misuse(format!("model {model} gives embeddings, no classes")));
+        }
+        let classes = outputs.into_iter().map(|scores| {
+            let best = (1..scores.len()).fold(0, |best, at| if scores[at] > scores[best] { at } else { best });
+            Classification { label: face.labels()[best].clone(), index: best, scores }
+        });
+        Ok(Classifications { classes: classes.collect(), usage })
+    }
+
+    /// Closes the connections, and waits a moment until the nodes can know.
+    pub async fn close(self) {
+        self.0.links.shutdown().await;
+    }
+
+    async fn run(
+        &self,
+        model: &str,
+        inputs: Inputs<'_>,
+        options: &Options,
+    ) -> Result<(Arc<ModelFace>, Vec<Vec<f32>>, Vec<RequestUsage>), Error> {
+        let until = Instant::now() + options.deadline;
+        let mut face = self.model(model).await?;
+        let mut failures = 0;
+        loop {
+            let error = match self.run_once(&face, inputs, options, until).await {
+                Ok((outputs, usage)) => return Ok((face, outputs, usage)),
+                Err(error) => error,
+            };
+            if let Error::Refused { fault: Fault::Request, .. } = &error {
+                // Perhaps the model was shared anew under its name.
+                self.0.faces.invalidate(model);
+                let fresh = self.model(model).await?;
+                if fresh.digest() == face.digest() {
+                    return Err(error);
+                }
+                face = fresh;
+            } else if !error.is_transient() {
+                return Err(error);
+            }
+            failures += 1;
+            if failures > options.retries || Instant::now() >= until {
+                return Err(error);
+            }
+            tracing::debug!(%error, "asking anew");
+        }
+    }
+
+    async fn run_once(
+        &self,
+        face: &Arc<ModelFace>,
+        inputs: Inputs<'_>,
+        options: &Options,
+        until: Instant,
+    ) -> Result<(Vec<Vec<f32>>, Vec<RequestUsage>), Error> {
+        let batches = input::batches(face, inputs, options)?;
+        let table = match (&face.interface().input, &face.interface().rows) {
+            (Input::Tokens { .. }, RowInput::Matrix { .. }) => Some(self.table(face).await?),
+            _ => None,
+        };
+        let count = batches.len();
+        let mut running = JoinSet::new();
+        for (number, batch) in batches.into_iter().enumerate() {
+            let (client, face, table) = (self.clone(), face.clone(), table.clone());
+            running.spawn(async move { (number, client.request(face, batch, table, until).await) });
+        }
+        let mut outputs = vec![Vec::new(); inputs.len()];
+        let mut usage = vec![RequestUsage::default(); count];
+        while let Some(finished) = running.join_next().await {
+            let (number, answered) = finished.map_err(|error| Error::Misuse(format!("a request ended: {error}")))?;
+            let (places, rows, used) = answered?;
+            places.into_iter().zip(rows).for_each(|(place, row)| outputs[place] = row);
+            usage[number] = used;
+        }
+        Ok((outputs, usage))
+    }
+
+    /// The public table of a model, fetched once and the same at all nodes.
+    async fn table(&self, face: &ModelFace) -> Result<Arc<Vec<u8>>, Error> {
+        if let Some(table) = self.0.tables.get(&face.digest()) {
+            return Ok(table);
+        }
+        let message = |_| ClientMessage::Table { model: face.name().into() };
+        let mut tables = Vec::new();
+        for (party, answer) in PartyId::ALL.into_iter().zip(self.ask_all(message, QUESTION_DEADLINE).await?) {
+            match answer.message {
+                NodeMessage::Table(bytes) => tables.push(bytes),
+                _ => return Err(Error::unexpected(party, "another answer than a table")),
+            }
+        }
+        for other in 1..3 {
+            if tables[other] != tables[0] {
+                let what = format!("the public table of model {}", face.name());
+                return Err(Error::Disagreement { parties: [PartyId::P0, PartyId::ALL[other]], what });
+            }
+        }
+        let table = Arc::new(tables.swap_remove(0));
+        Table::new(face, &table)?;
+        self.0.tables.insert(face.digest(), table.clone());
+        Ok(table)
+    }
+
+    /// One request: shares out, shares back, opened. A request is made once; another try draws everything anew.
+    async fn request(
+        &self,
+        face: Arc<ModelFace>,
+        batch: Batch,
+        table: Option<Arc<Vec<u8>>>,
+        until: Instant,
+    ) -> Result<(Vec<usize>, Vec<Vec<f32>>, RequestUsage), Error> {
+        let start = Instant::now();
+        let left = until.saturating_duration_since(start);
+        let sharing = tokio::task::spawn_blocking(move || {
+            let table = table.as_ref().map(|bytes| Table::new(&face, bytes)).transpose()?;
+            let shares = share::split(&face, &batch, table.as_ref())?;
+            Ok((face, batch, shares))
+        });
+        let stopped = |error| Error::Misuse(format!("sharing the input stopped: {error}"));
+        let (face, batch, shares) = sharing.await.map_err(stopped)??;
+        let request_id = fresh_id();
+        let mut shares = shares.into_iter();
+        let run = |_| ClientMessage::Run {
+            request_id,
+            model: face.name().into(),
+            digest: face.digest(),
+            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            share: shares.next().unwrap_or_else(|| unreachable!("one share for each of three parties")),
+        };
+        let answers = self.ask_all_as(u128::from_le_bytes(request_id), run, left).await?;
+        let mut usage = RequestUsage { batch: batch.inputs.len(), rows: batch.rows, ..RequestUsage::default() };
+        let mut outputs: [OutputShare; 3] = std::array::from_fn(|_| OutputShare { planes: Default::default() });
+        for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
+            let at = party.index();
+            (usage.sent[at], usage.received[at]) = (answer.sent, answer.received);
+            let NodeMessage::Output { share, usage: of_node } = answer.message else {
+                return Err(Error::unexpected(party, "another answer than an output"));
+            };
+            outputs[at] = share;
+            usage.take(party, &of_node);
+        }
+        let rows = open::open(face.interface(), &batch.real_rows(), &outputs)?;
+        usage.elapsed = start.elapsed();
+        Ok((batch.places, rows, usage))
+    }
+
+    /// Asks all three nodes on a channel of any name.
+    async fn ask_all(
+        &self,
+        message: impl FnMut(PartyId) -> ClientMessage,
+        deadline: Duration,
+    ) -> Result<[Answer; 3], Error> {
+        self.ask_all_as(u128::from_le_bytes(fresh_id()), message, deadline).await
+    }
+
+    /// Asks all three nodes at once. When one fails, the others are given a moment to say more about the cause.
+    async fn ask_all_as(
+        &self,
+        channel: u128,
+        message: impl FnMut(PartyId) -> ClientMessage,
+        deadline: Duration,
+    ) -> Result<[Answer; 3], Error> {
+        let mut asked = JoinSet::new();
+        for (party, message) in PartyId::ALL.into_iter().zip(PartyId::ALL.map(message)) {
+            let bytes = codec::encode(&message).map_err(|error| Error::Misuse(error.to_string()))?;
+            let inner = self.0.clone();
+            asked.spawn(async move { (party, inner.links.ask(party, channel, bytes, deadline).await) });
+        }
+        let mut answers = [const { None }; 3];
+        let mut worst: Option<Error> = None;
+        let mut patience = deadline + GRACE;
+        while let Ok(Some(finished)) = tokio::time::timeout(patience, asked.join_next()).await {
+            match finished.map_err(|error| Error::Misuse(format!("a question ended: {error}")))? {
+                (party, Ok(answer)) => answers[party.index()] = Some(answer),
+                (_, Err(error)) => {
+                    patience = GRACE;
+                    if worst.as_ref().is_none_or(|worst| worst.weight() < error.weight()) {
+                        worst = Some(error);
+                    }
+                }
+            }
+        }
+        match (worst, answers) {
+            (None, [Some(p0), Some(p1), Some(p2)]) => Ok([p0, p1, p2]),
+            (Some(error), _) => Err(error),
+            _ => Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 }),
+        }
+    }
+}
+
+impl RequestUsage {
+    /// Adds what one node saw: each reports the links that it has an end of.
+    fn take(&mut self, party: PartyId, node: &Usage) {
+        self.batched = self.batched.max(node.batched);
+        self.rounds = self.rounds.max(node.rounds);
+        for (all, seen) in self.bytes.iter_mut().flatten().zip(node.bytes.iter().flatten()) {
+            *all = (*all).max(*seen);
+        }
+        self.session = self.session.max(Duration::from_millis(node.session_ms.into()));
+        self.queued = self.queued.max(Duration::from_millis(node.queued_ms.into()));
+        self.work_us[party.index()] = node.work_us;
+    }
+}

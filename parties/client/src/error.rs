@@ -1,0 +1,89 @@
+//! What goes wrong in a request, and through whose fault.
+
+use tercet_net::{Fault, NetError, PartyId};
+
+/// Why there is no answer. No error carries anything of an input or an output.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// An input is not one that the model takes: the caller is at fault.
+    #[error("input {}: {what}", .index + 1)]
+    Input {
+        /// Which of the inputs, counted from 0.
+        index: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The client was set up or asked wrongly: the caller is at fault.
+    #[error("{0}")]
+    Misuse(String),
+    /// A node, or the way to it, failed.
+    #[error("{party}: {source}")]
+    Node {
+        /// Which node.
+        party: PartyId,
+        /// What failed.
+        source: NetError,
+    },
+    /// A node did not serve the request.
+    #[error("{party} refused: {reason}")]
+    Refused {
+        /// Which node.
+        party: PartyId,
+        /// Whose fault it is, in the node's eyes.
+        fault: Fault,
+        /// The cause, in the node's words.
+        reason: String,
+    },
+    /// Two nodes contradict each other: one of them is wrong or lies. Nothing of the answer is given out.
+    #[error("{} and {} disagree on {what}: one of them is at fault", .parties[0], .parties[1])]
+    Disagreement {
+        /// The two nodes.
+        parties: [PartyId; 2],
+        /// On what.
+        what: String,
+    },
+    /// The nodes agree on something that no client can work with.
+    #[error("the nodes describe model {model} unusably: {what}")]
+    Unusable {
+        /// The model.
+        model: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The deadline of the request has passed.
+    #[error("no answer within {waited_ms} ms")]
+    Deadline {
+        /// How long the client waited.
+        waited_ms: u64,
+    },
+}
+
+impl Error {
+    pub(crate) fn input(index: usize, what: impl ToString) -> Self {
+        Self::Input { index, what: what.to_string() }
+    }
+
+    /// A message that a correct node does not send here.
+    pub(crate) fn unexpected(party: PartyId, what: &str) -> Self {
+        Self::Node { party, source: NetError::Protocol { peer: party.to_string(), what: what.into() } }
+    }
+
+    /// Whether a fresh request may well succeed.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Node { source, .. } => matches!(source, NetError::Lost { .. }),
+            Self::Refused { fault, .. } => *fault == Fault::Nodes,
+            _ => false,
+        }
+    }
+
+    /// How much an error says about the cause: of several at once the highest is reported.
+    pub(crate) fn weight(&self) -> u8 {
+        match self {
+            Self::Refused { fault: Fault::Request, .. } => 3,
+            Self::Node { .. } => 2,
+            Self::Refused { .. } => 1,
+            _ => 0,
+        }
+    }
+}

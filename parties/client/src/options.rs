@@ -1,0 +1,25 @@
+//! How a request is made.
+
+use std::time::Duration;
+
+/// How a request is made. [`Options::default`] refuses long texts and pads nothing beyond the longest of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Cut a text that is too long instead of refusing it.
+    pub truncate: bool,
+    /// How long the whole call may take. The nodes are told what is left of it.
+    pub deadline: Duration,
+    /// Pad texts to a multiple of this many tokens. Without it the nodes learn the exact number of tokens of the longest
+    /// text in each request.
+    pub bucket: Option<usize>,
+    /// Inputs in one request at most; longer lists become several requests that run side by side.
+    pub max_batch: usize,
+    /// How often a request that a lost connection or a failing node has ended is made anew, under a new id and fresh masks.
+    pub retries: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { truncate: false, deadline: Duration::from_secs(120), bucket: None, max_batch: 16, retries: 1 }
+    }
+}

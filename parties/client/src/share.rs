@@ -1,0 +1,212 @@
+//! Splitting the inputs of a request into three shares (protocol.md, "Sharing" and "Private lookup").
+//!
+//! Two seeds are drawn for each request: `l1` grows from the first (P0, P1), `l2` from the second (P0, P2); only
+//! `m = x + l1 + l2` travels in full, to P1 and P2. A token that is looked up in a secret table becomes three pairs of
+//! distributed-point-function keys, one for each component of the table.
+
+use tercet_model::RowInput;
+use tercet_net::{InputShare, Stream};
+use tercet_ring::{Element, Seed, dpf, fixed, pack, sharing};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::face::Table;
+use crate::input::{Batch, Encoded};
+use crate::{Error, ModelFace};
+
+/// The token of padded rows. Any would do: a bias keeps attention from them, a weight of zero the mean.
+const PADDING_TOKEN: u32 = 0;
+
+/// A lane that can be wiped.
+trait Lane: Element + Zeroize {}
+impl<E: Element + Zeroize> Lane for E {}
+
+/// The three parties' parts of a request. `table` is the public table, where the model has one.
+pub(crate) fn split(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -> Result<[InputShare; 3], Error> {
+    match face.interface().wide {
+        32 => split_in::<u32>(face, batch, table),
+        _ => split_in::<u64>(face, batch, table),
+    }
+}
+
+fn split_in<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -> Result<[InputShare; 3], Error> {
+    let interface = face.interface();
+    let (first, second) = (Seed::random(), Seed::random());
+    let counts = batch.real_rows();
+    let bias = by_row::<u32>(&counts, batch.rows, 0, interface.padding_bias);
+    let weight = by_row::<E>(&counts, batch.rows, 1, 0);
+    let mut masked = vec![
+        mask(&bias, [&first, &second], Stream::KeyBias, interface.score_ring),
+        mask(&weight, [&first, &second], Stream::RowWeight, interface.wide),
+    ];
+    let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
+    match interface.rows {
+        RowInput::Matrix { .. } => {
+            let rows = matrix::<E>(face, batch, table)?;
+            masked.push(mask(&rows, [&first, &second], Stream::Rows, interface.wide));
+        }
+        RowInput::Lookup { domain_bits, .. } => keys = lookup_keys::<E>(batch, domain_bits, interface.wide)?,
+    }
+    let share = |first_seed: Option<&Seed>, second_seed: Option<&Seed>, masked, keys| InputShare {
+        batch: batch.inputs.len() as u32,
+        rows: batch.rows as u32,
+        first_seed: first_seed.map(|seed| *seed.as_bytes()),
+        second_seed: second_seed.map(|seed| *seed.as_bytes()),
+        masked,
+        keys,
+    };
+    let [keys0, keys1, keys2] = keys;
+    Ok([
+        share(Some(&first), Some(&second), Vec::new(), keys0),
+        share(Some(&first), None, masked.clone(), keys1),
+        share(None, Some(&second), masked, keys2),
+    ])
+}
+
+/// `[batch, rows]`: one value for the rows that count, another for padding.
+fn by_row<E: Lane>(counts: &[usize], rows: usize, real: i64, padding: i64) -> Zeroizing<Vec<E>> {
+    let row = |count: usize| (0..rows).map(move |row| E::from_i64(if row < count { real } else { padding }));
+    Zeroizing::new(counts.iter().flat_map(|&count| row(count)).collect())
+}
+
+/// `m`, packed.
+fn mask<E: Element>(values: &[E], seeds: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
+    let masked = sharing::split(values, seeds[0], seeds[1], stream as u64);
+    let mut out = Vec::with_capacity(pack::packed_len(values.len(), ring));
+    pack::pack(&masked, ring, &mut out);
+    out
+}
+
+/// `[batch * rows, width]`: patches, or rows of the public table.
+fn matrix<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -> Result<Zeroizing<Vec<E>>, Error> {
+    let RowInput::Matrix { frac, .. } = face.interface().rows else {
+        return Err(Error::Misuse("the rows of this model are looked up".into()));
+    };
+    let mut out = Zeroizing::new(Vec::new());
+    for (input, &place) in batch.inputs.iter().zip(&batch.places) {
+        match input {
+            Encoded::Patches(values) => {
+                let encoded = fixed::encode::<E>("image", values, frac, face.interface().wide);
+                out.extend(Zeroizing::new(encoded.map_err(|error| Error::input(place, error))?).iter());
+            }
+            Encoded::Tokens(ids) => {
+                let table = table.ok_or_else(|| Error::Misuse("the public table was not fetched".into()))?;
+                padded(ids, batch.rows).for_each(|id| out.extend(table.row::<E>(id as usize)));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The keys of every row, end to end, by party and by its planes: P0 `l1, l2`; P1 `m, l1`; P2 `m, l2`.
+fn lookup_keys<E: Element>(batch: &Batch, domain_bits: u32, ring: u32) -> Result<[[Vec<u8>; 2]; 3], Error> {
+    let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
+    // (party, plane) of the two holders of each component: m, l1, l2.
+    const HOLDERS: [[(usize, usize); 2]; 3] = [[(1, 0), (2, 0)], [(0, 0), (1, 1)], [(0, 1), (2, 1)]];
+    for input in &batch.inputs {
+        let Encoded::Tokens(ids) = input else {
+            return Err(Error::Misuse("an image for a model of texts".into()));
+        };
+        for id in padded(ids, batch.rows) {
+            for [first, second] in HOLDERS {
+                let (a, b) = dpf::generate::<E>(&Seed::random(), domain_bits, id as usize, ring);
+                keys[first.0][first.1].extend(a.to_bytes());
+                keys[second.0][second.1].extend(b.to_bytes());
+            }
+        }
+    }
+    Ok(keys)
+}
+
+fn padded(ids: &[u32], rows: usize) -> impl Iterator<Item = u32> + '_ {
+    ids.iter().copied().chain(std::iter::repeat(PADDING_TOKEN)).take(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Inputs, Options, fixture, input};
+
+    /// What the three parties hold together of one stream, as nodes read it.
+    fn revealed<E: Element>(shares: &[InputShare; 3], stream: Stream, len: usize, ring: u32) -> Vec<i64> {
+        let [p0, p1, p2] = shares;
+        let number = stream as usize;
+        assert_eq!(p1.masked[number], p2.masked[number]);
+        assert_eq!((p0.first_seed, p0.second_seed), (p1.first_seed, p2.second_seed));
+        assert_eq!((p1.second_seed, p2.first_seed), (None, None));
+        let mask = |seed: Option<[u8; 32]>| sharing::mask::<E>(&Seed::from_bytes(seed.unwrap()), number as u64, len);
+        let mut m = vec![E::ZERO; len];
+        pack::unpack(&p1.masked[number], ring, &mut m).unwrap();
+        let joined = sharing::join(&m, &mask(p0.first_seed), &mask(p0.second_seed), ring);
+        joined.iter().map(|v| v.signed(ring)).collect()
+    }
+
+    fn only(face: &ModelFace, inputs: Inputs<'_>) -> Batch {
+        input::batches(face, inputs, &Options::default()).unwrap().pop().unwrap()
+    }
+
+    fn texts_become_keys<E: Element>() {
+        let face = fixture::face(&fixture::words(E::BITS)).unwrap();
+        let batch = only(&face, Inputs::Texts(&["three one", "four two one"]));
+        let shares = split(&face, &batch, None).unwrap();
+        let bias = -(100 << 10);
+        assert_eq!(revealed::<u32>(&shares, Stream::KeyBias, 6, 20), [0, 0, bias, 0, 0, 0]);
+        assert_eq!(revealed::<E>(&shares, Stream::RowWeight, 6, E::BITS), [1, 1, 0, 1, 1, 1]);
+        assert!(shares[0].masked.is_empty() && shares[1].masked.len() == 2);
+        assert!(shares.iter().all(|share| (share.batch, share.rows) == (2, 3)));
+        let length = dpf::key_len::<E>(3, E::BITS);
+        for [(a, plane_a), (b, plane_b)] in [[(1, 0), (2, 0)], [(0, 0), (1, 1)], [(0, 1), (2, 1)]] {
+            let read = |party: usize, plane: usize| -> Vec<Vec<E>> {
+                let keys = shares[party].keys[plane].chunks(length);
+                keys.map(|bytes| dpf::Key::from_bytes::<E>(bytes, 3, E::BITS).unwrap().eval_all::<E>(5)).collect()
+            };
+            let (first, second) = (read(a, plane_a), read(b, plane_b));
+            assert_eq!(first.len(), 6);
+            for ((one, other), token) in first.iter().zip(&second).zip([3, 1, 0, 4, 2, 1]) {
+                let sum: Vec<u64> = one.iter().zip(other).map(|(x, y)| x.add(*y).to_u64()).collect();
+                assert_eq!(sum, (0..5).map(|at| u64::from(at == token)).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn texts_become_keys_of_their_tokens() {
+        texts_become_keys::<u32>();
+        texts_become_keys::<u64>();
+    }
+
+    #[test]
+    fn images_are_shared_as_patches() {
+        let face = fixture::face(&fixture::images()).unwrap();
+        let pixels: Vec<f32> = (0..16).map(|at| at as f32 / 16.0).collect();
+        let batch = only(&face, Inputs::Images(&[&pixels, &pixels]));
+        let shares = split(&face, &batch, None).unwrap();
+        let rows = revealed::<u32>(&shares, Stream::Rows, 32, 32);
+        assert_eq!(rows[..16], rows[16..]);
+        let first = [0, 1, 4, 5].map(|at| ((at as f64 / 16.0 - 0.5) / 0.5 * 1024.0) as i64);
+        assert_eq!(rows[..4], first);
+        assert!(shares.iter().all(|share| share.keys.iter().all(Vec::is_empty)));
+        let again = split(&face, &batch, None).unwrap();
+        assert_ne!(again[1].masked, shares[1].masked, "masks are drawn anew");
+    }
+
+    #[test]
+    fn a_public_table_is_looked_up_here() {
+        let face = fixture::face(&fixture::public_words(64)).unwrap();
+        let lanes: Vec<u8> = (0..10i64).flat_map(|v| (v - 5).to_le_bytes()).collect();
+        let table = Table::new(&face, &lanes).unwrap();
+        let batch = only(&face, Inputs::Texts(&["two zero", "four"]));
+        assert_eq!(batch.places, [1, 0], "the shorter first");
+        let shares = split(&face, &batch, Some(&table)).unwrap();
+        assert_eq!(revealed::<u64>(&shares, Stream::Rows, 8, 64), [3, 4, -5, -4, -1, 0, -5, -4]);
+        assert!(matches!(Table::new(&face, &lanes[1..]), Err(Error::Unusable { .. })));
+    }
+
+    #[test]
+    fn a_pixel_that_does_not_fit_is_named_by_its_input() {
+        let mut interface = fixture::images();
+        interface.rows = RowInput::Matrix { width: 4, frac: 32 };
+        let face = fixture::face(&interface).unwrap();
+        let batch = only(&face, Inputs::Images(&[&[1.0; 16]]));
+        assert!(matches!(split(&face, &batch, None), Err(Error::Input { index: 0, .. })));
+    }
+}
