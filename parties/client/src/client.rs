@@ -16,9 +16,7 @@ use tokio::task::JoinSet;
 use crate::face::Table;
 use crate::input::{self, Batch};
 use crate::links::{Answer, Links, fresh_id};
-use crate::{
-    Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, RequestUsage, open, share,
-};
+use crate::{Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage};
 
 /// How long the other nodes may take to report, once one has failed: the cause often comes second.
 const GRACE: Duration = Duration::from_millis(300);
@@ -261,23 +259,21 @@ impl Client {
         let start = Instant::now();
         let left = until.saturating_duration_since(start);
         let sharing = tokio::task::spawn_blocking(move || {
-            let table = table.as_ref().map(|bytes| Table::new(&face, bytes)).transpose()?;
-            let shares = share::split(&face, &batch, table.as_ref())?;
-            Ok((face, batch, shares))
+            let prepared = Prepared::new(&face, batch, table.as_ref().map(|table| table.as_slice()))?;
+            Ok((face, prepared))
         });
         let stopped = |error| Error::Misuse(format!("sharing the input stopped: {error}"));
-        let (face, batch, shares) = sharing.await.map_err(stopped)??;
+        let (face, prepared) = sharing.await.map_err(stopped)??;
         let request_id = fresh_id();
-        let mut shares = shares.into_iter();
-        let run = |_| ClientMessage::Run {
+        let run = |party: PartyId| ClientMessage::Run {
             request_id,
             model: face.name().into(),
             digest: face.digest(),
             deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-            share: shares.next().unwrap_or_else(|| unreachable!("one share for each of three parties")),
+            share: prepared.shares()[party.index()].clone(),
         };
         let answers = self.ask_all_as(u128::from_le_bytes(request_id), run, left).await?;
-        let mut usage = RequestUsage { batch: batch.inputs.len(), rows: batch.rows, ..RequestUsage::default() };
+        let mut usage = RequestUsage { batch: prepared.len(), rows: prepared.rows(), ..RequestUsage::default() };
         let mut outputs: [OutputShare; 3] = std::array::from_fn(|_| OutputShare { planes: Default::default() });
         for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
             let at = party.index();
@@ -288,15 +284,15 @@ impl Client {
             outputs[at] = share;
             usage.take(party, &of_node);
         }
-        let rows = open::open(face.interface(), &batch.real_rows(), &outputs)?;
+        let rows = face.open(&prepared, &outputs)?;
         usage.elapsed = start.elapsed();
-        Ok((batch.places, rows, usage))
+        Ok((prepared.places().to_vec(), rows, usage))
     }
 
     /// Asks all three nodes on a channel of any name.
     async fn ask_all(
         &self,
-        message: impl FnMut(PartyId) -> ClientMessage,
+        message: impl Fn(PartyId) -> ClientMessage,
         deadline: Duration,
     ) -> Result<[Answer; 3], Error> {
         self.ask_all_as(u128::from_le_bytes(fresh_id()), message, deadline).await
@@ -306,7 +302,7 @@ impl Client {
     async fn ask_all_as(
         &self,
         channel: u128,
-        message: impl FnMut(PartyId) -> ClientMessage,
+        message: impl Fn(PartyId) -> ClientMessage,
         deadline: Duration,
     ) -> Result<[Answer; 3], Error> {
         let mut asked = JoinSet::new();

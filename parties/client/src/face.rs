@@ -40,9 +40,17 @@ impl ModelFace {
             }
         }
         let (digest, interface, tokenizer) = parts.swap_remove(0);
+        let decoded = codec::decode(&interface, codec::LARGEST_BYTES);
+        let interface = decoded.map_err(|error| Error::Unusable { model: name.into(), what: error.to_string() })?;
+        Self::new(name, digest, interface, tokenizer)
+    }
+
+    /// A model from its public parts, without nodes: for tools that run all three parties themselves, and for tests.
+    ///
+    /// # Errors
+    /// The parts do not belong together.
+    pub fn new(name: &str, digest: [u8; 32], interface: Interface, tokenizer: Option<Vec<u8>>) -> Result<Self, Error> {
         let unusable = |what: String| Error::Unusable { model: name.into(), what };
-        let interface: Interface =
-            codec::decode(&interface, codec::LARGEST_BYTES).map_err(|error| unusable(error.to_string()))?;
         let tokenizer = tokenizer.map(Tokenizer::from_bytes).transpose();
         let tokenizer = tokenizer.map_err(|error| unusable(error.to_string()))?;
         let face = Self { name: name.into(), digest, interface, tokenizer };

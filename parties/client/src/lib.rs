@@ -28,6 +28,7 @@ mod input;
 mod links;
 mod open;
 mod options;
+mod prepared;
 mod share;
 
 pub use answer::{Classification, Classifications, Embeddings, RequestUsage};
@@ -36,5 +37,6 @@ pub use error::Error;
 pub use face::ModelFace;
 pub use input::Inputs;
 pub use options::Options;
+pub use prepared::Prepared;
 pub use tercet_model::Interface;
 pub use tercet_net::{Fault, Identity, LinkProfile, ModelCard, PartyId, PeerAddress, PublicKey};
