@@ -1,8 +1,10 @@
 //! Three parties in one process: what the tests of protocols run in.
 //!
 //! [`World::run`] runs one program at all three parties over memory links and hands back what each returned, the cost that
-//! was measured, and every byte that each party received, on which [`uniformity`] puts a figure.
+//! was measured, and every byte that each party received, on which [`uniformity`] puts a figure. [`encoder`] shares a whole model between them and runs it, beside its twin and the
+//! float oracle.
 
+pub mod encoder;
 pub mod sharing;
 pub mod uniformity;
 mod world;

@@ -84,10 +84,6 @@ impl<'a, W: PlainWeights> PlainSuite<'a, W> {
         }
         Ok(&weight.values)
     }
-
-    fn wide(&self, x: &Value) -> Result<()> {
-        if x.ring() == self.numerics.wide { Ok(()) } else { Err(Error::Misuse("a narrow tensor, not widened".into())) }
-    }
 }
 
 impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
@@ -125,12 +121,15 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
     }
 
     fn linear(&mut self, x: &Value, weight: &str, bias: &str, spec: &LinearSpec) -> Result<Value> {
-        self.wide(x)?;
+        let ring = spec.ring + spec.truncate;
+        if x.ring() < ring {
+            return Err(Error::Misuse(format!("{weight} reads a ring of {ring} bits, not of {}", x.ring())));
+        }
         let PlainWeight { rows, cols, values } = self.weights.weight(weight)?;
         if x.cols() != *rows {
             return Err(Error::Misuse(format!("{weight} takes {rows} columns, not {}", x.cols())));
         }
-        let z = x.product(values, *cols, spec.ring + spec.truncate);
+        let z = x.product(values, *cols, ring);
         Ok(z.with_row(self.row(bias, *cols)?, i64::wrapping_add).truncate(spec.truncate, spec.ring))
     }
 
