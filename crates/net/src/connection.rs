@@ -238,6 +238,10 @@ impl Watched {
         self.link.closed().await.about(&self.name)
     }
 
+    pub(crate) fn close(&self, reason: &str) {
+        self.link.close(reason);
+    }
+
     pub(crate) fn is_of(&self, connection: &Connection) -> bool {
         Arc::ptr_eq(&self.link, &connection.0.link)
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use crate::connection::Watched;
 use crate::link::Link;
 use crate::quic::QuicPort;
 use crate::{Connection, EndpointConfig, LinkKind, Listen, NetError, PartyId, PeerAddress, PublicKey, Role, tcp, tls};
@@ -33,7 +34,7 @@ struct Handle(Arc<Shared>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.stop.send_replace(true);
+        self.0.stop("its endpoint is gone");
     }
 }
 
@@ -50,7 +51,10 @@ struct Shared {
     arrived: tokio::sync::Mutex<mpsc::UnboundedReceiver<Connection>>,
     greetings: Arc<Semaphore>,
     client_places: Arc<Semaphore>,
-    stop: watch::Sender<bool>,
+    /// Why the endpoint stops, once it does.
+    stop: watch::Sender<Option<Arc<str>>>,
+    /// Connections that are open.
+    open: watch::Sender<usize>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -80,7 +84,8 @@ impl Endpoint {
             arrivals,
             arrived: tokio::sync::Mutex::new(arrived),
             greetings: Arc::new(Semaphore::new(GREETINGS_AT_ONCE)),
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::new(None),
+            open: watch::Sender::new(0),
         });
         if shared.listening.is_some() {
             tokio::spawn(shared.clone().accept_quic());
@@ -163,12 +168,9 @@ impl Endpoint {
 
     /// Takes no more connections, closes all, and waits a moment until the peers can know.
     pub async fn shutdown(&self, reason: &str) {
-        self.shared.stop.send_replace(true);
-        for party in &self.shared.parties {
-            if let Some(connection) = party.send_replace(None) {
-                connection.close(reason);
-            }
-        }
+        self.shared.stop(reason);
+        let mut open = self.shared.open.subscribe();
+        let _ = tokio::time::timeout(Duration::from_millis(500), open.wait_for(|open| *open == 0)).await;
         let dialling = self.shared.dialling.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for port in dialling.iter().flatten() {
             port.close(reason).await;
@@ -232,9 +234,18 @@ impl EndpointConfig {
 }
 
 impl Shared {
+    /// The first reason stays.
+    fn stop(&self, reason: &str) {
+        self.stop.send_if_modified(|why| {
+            let first = why.is_none();
+            why.get_or_insert_with(|| reason.into());
+            first
+        });
+    }
+
     async fn stopped(&self) {
         // The sender lives in `self`.
-        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+        let _ = self.stop.subscribe().wait_for(Option::is_some).await;
     }
 
     async fn accept_quic(self: Arc<Self>) {
@@ -376,13 +387,14 @@ impl Shared {
             if let Some(older) = self.parties[party.index()].send_replace(Some(connection.clone())) {
                 older.close("replaced by a newer connection");
             }
-            let slot = self.parties[party.index()].clone();
-            let link = connection.downgrade();
-            tokio::spawn(async move {
-                link.closed().await;
-                slot.send_if_modified(|current| current.take_if(|found| link.is_of(found)).is_some());
-            });
         }
+        self.open.send_modify(|open| *open += 1);
+        tokio::spawn(watch_over(
+            connection.downgrade(),
+            self.stop.subscribe(),
+            self.open.clone(),
+            connection.peer().role.party().map(|party| self.parties[party.index()].clone()),
+        ));
         // The receiver lives in `self`.
         let _ = self.arrivals.send(connection);
     }
@@ -422,6 +434,28 @@ impl Shared {
             pause = (2 * pause).min(BACKOFF.1);
         }
     }
+}
+
+/// Follows a connection to its end, or ends it when the endpoint stops; then nobody is offered it any more.
+async fn watch_over(
+    connection: Watched,
+    mut stop: watch::Receiver<Option<Arc<str>>>,
+    open: watch::Sender<usize>,
+    slot: Option<watch::Sender<Option<Connection>>>,
+) {
+    let stopped = async { stop.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()) };
+    let stopped = tokio::select! {
+        _ = connection.closed() => None,
+        reason = stopped => Some(reason),
+    };
+    if let Some(reason) = stopped {
+        connection.close(reason.as_deref().unwrap_or("its endpoint is gone"));
+        connection.closed().await;
+    }
+    if let Some(slot) = slot {
+        slot.send_if_modified(|current| current.take_if(|found| connection.is_of(found)).is_some());
+    }
+    open.send_modify(|open| *open -= 1);
 }
 
 /// The socket to dial from.

@@ -72,7 +72,7 @@ impl LinkProfile {
     pub(crate) fn keep_alive_and_idle(self) -> (Duration, Duration) {
         match self {
             Self::Wan => (Duration::from_secs(5), Duration::from_secs(30)),
-            _ => (Duration::from_secs(2), Duration::from_secs(10)),
+            _ => (Duration::from_secs(1), Duration::from_secs(10)),
         }
     }
 

@@ -230,6 +230,50 @@ fn requests_and_messages_cross_both_ways() {
 }
 
 #[test]
+fn uploads_beyond_the_unread_bound_all_arrive() {
+    let runtime = runtime();
+    for kind in KINDS {
+        runtime.block_on(async {
+            let nodes = Nodes::start(kind).await;
+            let client = nodes.client();
+            let here = client.dial(P1, &nodes.address(P1)).await.unwrap();
+            let there = loop {
+                let connection = nodes.endpoints[1].accept().await;
+                if connection.peer().role == Role::Client {
+                    break connection;
+                }
+            };
+            // 120 MiB in all, of which a client may leave 64 MiB unread.
+            let block = Bytes::from(vec![9; 20 << 20]);
+            let uploads = (0..6).map(|id| {
+                let (here, block) = (here.clone(), block.clone());
+                tokio::spawn(async move {
+                    let mut channel = here.open_channel(ChannelId::request(id)).await.unwrap();
+                    channel.send_bytes(block).await.unwrap();
+                    channel.finish();
+                    channel.recv::<bool>(1, PATIENCE).await.unwrap()
+                })
+            });
+            let uploads: Vec<_> = uploads.collect();
+            // Nobody reads for a while.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for _ in 0..6 {
+                let (_, mut channel) = there.accept_channel().await.unwrap();
+                let block = block.clone();
+                tokio::spawn(async move {
+                    let same = channel.recv_bytes(block.len(), PATIENCE).await.unwrap() == block;
+                    channel.send(&same).await.unwrap();
+                    channel.finish();
+                });
+            }
+            for upload in uploads {
+                assert!(upload.await.unwrap(), "{kind:?}: an upload was changed");
+            }
+        });
+    }
+}
+
+#[test]
 fn too_many_clients_are_told() {
     let runtime = runtime();
     runtime.block_on(async {
@@ -254,6 +298,30 @@ fn too_many_clients_are_told() {
             dialled = other.dial(P1, &address).await;
         }
     });
+}
+
+#[test]
+fn a_node_that_stops_says_so_to_everyone() {
+    let runtime = runtime();
+    for kind in KINDS {
+        runtime.block_on(async {
+            let nodes = Nodes::start(kind).await;
+            let client = nodes.client();
+            let connection = client.dial(P1, &nodes.address(P1)).await.unwrap();
+            let [_, at_p2] = nodes.connections(P0).await;
+            let [_, p1_at_p2] = nodes.connections(P2).await;
+            nodes.endpoints[1].shutdown("maintenance").await;
+            for connection in [&connection, &p1_at_p2] {
+                let error = connection.closed().await;
+                assert!(matches!(&error, NetError::Lost { reason, .. } if reason == "maintenance"), "{error}");
+            }
+            assert!(!at_p2.is_closed());
+            let error = client.dial(P1, &nodes.address(P1)).await.expect_err("the port is closed");
+            let gone =
+                matches!(&error, NetError::Unreachable { .. } | NetError::Lost { .. } | NetError::Deadline { .. });
+            assert!(gone, "{error}");
+        });
+    }
 }
 
 #[test]
