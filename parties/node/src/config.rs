@@ -121,7 +121,8 @@ impl Config {
         let mut figment = Figment::new();
         for (key, default, _) in KEYS {
             if let Some(default) = default {
-                figment = figment.merge(Pair { source: "default".into(), key: (*key).into(), value: text_value(default) });
+                figment =
+                    figment.merge(Pair { source: "default".into(), key: (*key).into(), value: text_value(default) });
             }
         }
         if let Some(path) = path {

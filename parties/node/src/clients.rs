@@ -1,0 +1,234 @@
+//! What clients ask of a node, each question on a channel of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tercet_core::Geometry;
+use tercet_engine::{Parsed, parse};
+use tercet_net::{ByteChannel, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec};
+use tokio::sync::oneshot;
+
+use crate::desk::{NotHeld, RequestKey, STOPPING};
+use crate::models::Model;
+use crate::shared::Shared;
+
+/// How long a client may take to begin what it wants to say.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a client may take to close a channel whose answer has left.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a request that is past its time, but in a plan, is looked after.
+const OVERDUE_PAUSE: Duration = Duration::from_millis(250);
+
+/// A public table travels in pieces of at most this many bytes, one message each, in order.
+const TABLE_PIECE_BYTES: usize = 48 << 20;
+
+/// Serves a client's connection until it ends.
+pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection) {
+    let _connected = shared.counters.clients.during();
+    let client = connection.peer().key;
+    while let Ok((_, channel)) = connection.accept_channel().await {
+        let asked = shared.clone();
+        shared.spawn(async move {
+            asked.open_requests.send_modify(|open| *open += 1);
+            let _open = OpenRequest(asked.clone());
+            if let Err(error) = answer(&asked, client, channel).await {
+                tracing::debug!(client = client.short(), %error, "a request ended early");
+            }
+        });
+    }
+}
+
+/// Counts a request as open until it is dropped.
+struct OpenRequest(Arc<Shared>);
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.open_requests.send_modify(|open| *open -= 1);
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChannel) -> Result<(), NetError> {
+    let question = channel.recv_bytes(shared.models.request_limit_bytes(), QUESTION_PATIENCE).await;
+    let question = match question {
+        Ok(bytes) => codec::decode::<ClientMessage>(&bytes, bytes.len()).map_err(|error| error.to_string()),
+        Err(NetError::Protocol { what, .. }) => Err(what),
+        Err(error) => return Err(error),
+    };
+    let replies = match question {
+        Ok(ClientMessage::Models) => vec![NodeMessage::Models(shared.models.cards())],
+        Ok(ClientMessage::Status) => vec![NodeMessage::Status(shared.status())],
+        Ok(ClientMessage::Manifest { model }) => vec![with_model(shared, &model, manifest)],
+        Ok(ClientMessage::Table { model }) => table(shared, &model),
+        Ok(ClientMessage::Run { request_id, model, digest, deadline_ms, share }) => {
+            let request = Request {
+                key: RequestKey::new(&client, request_id),
+                deadline: Duration::from_millis(deadline_ms.into()).min(shared.limits.request_deadline),
+            };
+            match request.run(shared, &model, digest, share, &mut channel).await {
+                Some(reply) => vec![reply],
+                None => return Ok(()),
+            }
+        }
+        Err(what) => vec![refused(Fault::Request, format!("no message of this protocol: {what}"))],
+    };
+    for reply in replies {
+        match &reply {
+            NodeMessage::Output { .. } => shared.counters.answered.add(),
+            NodeMessage::Refused { fault, reason } => {
+                tracing::info!(client = client.short(), ?fault, reason, "refused");
+                shared.counters.refused.add();
+            }
+            _ => {}
+        }
+        channel.send(&reply).await?;
+    }
+    channel.finish();
+    // What was sent has arrived when the client lets go.
+    let _ = tokio::time::timeout(GOODBYE_PATIENCE, channel.receiver.next_bytes(0, GOODBYE_PATIENCE)).await;
+    Ok(())
+}
+
+fn refused(fault: Fault, reason: impl Into<String>) -> NodeMessage {
+    NodeMessage::Refused { fault, reason: reason.into() }
+}
+
+fn unknown_model(shared: &Shared, name: &str) -> NodeMessage {
+    let name: String = name.chars().take(80).collect();
+    let known: Vec<String> = shared.models.cards().into_iter().map(|card| card.name).collect();
+    refused(Fault::Request, format!("{} holds no model {name:?}; it holds: {}", shared.me, known.join(", ")))
+}
+
+fn with_model(shared: &Shared, name: &str, reply: impl Fn(&Model) -> NodeMessage) -> NodeMessage {
+    shared.models.get(name).map_or_else(|| unknown_model(shared, name), |model| reply(model))
+}
+
+fn manifest(model: &Model) -> NodeMessage {
+    match codec::encode(&model.interface) {
+        Ok(interface) => NodeMessage::Manifest {
+            digest: model.share.digest(),
+            interface,
+            tokenizer: model.share.manifest().tokenizer.clone(),
+        },
+        Err(error) => refused(Fault::Nodes, error.to_string()),
+    }
+}
+
+fn table(shared: &Shared, name: &str) -> Vec<NodeMessage> {
+    let Some(model) = shared.models.get(name) else { return vec![unknown_model(shared, name)] };
+    match model.share.public_table() {
+        Some(table) => table.chunks(TABLE_PIECE_BYTES).map(|piece| NodeMessage::Table(piece.to_vec())).collect(),
+        None => vec![refused(Fault::Request, format!("the embedding table of {name:?} is secret: ask without it"))],
+    }
+}
+
+/// One request to run a model.
+struct Request {
+    key: RequestKey,
+    deadline: Duration,
+}
+
+impl Request {
+    /// The answer, or none for a client that left.
+    async fn run(
+        self,
+        shared: &Arc<Shared>,
+        name: &str,
+        digest: [u8; 32],
+        share: InputShare,
+        channel: &mut ByteChannel,
+    ) -> Option<NodeMessage> {
+        let held = self.admit(shared, name, digest, share).await;
+        let mut answer = match held {
+            Ok(answer) => answer,
+            Err(refusal) => return Some(refusal),
+        };
+        let mut overdue = tokio::time::Instant::now() + self.deadline;
+        let mut left = std::pin::pin!(hung_up(channel));
+        loop {
+            tokio::select! {
+                answered = &mut answer => {
+                    let lost = || refused(Fault::Nodes, "the request was lost in this node: try again");
+                    return Some(answered.unwrap_or_else(|_| lost()));
+                }
+                () = &mut left => {
+                    tracing::info!(request = %self.key, "its client left");
+                    // In a session it stays, for the sake of its neighbours.
+                    drop(shared.desk.withdraw(self.key));
+                    return None;
+                }
+                () = tokio::time::sleep_until(overdue) => {
+                    if let Some(held) = shared.desk.withdraw(self.key) {
+                        drop(held);
+                        let waited = self.deadline.as_millis();
+                        return Some(refused(Fault::Nodes, format!(
+                            "no session for this request within {waited} ms: the nodes are busy, or one of them did not get its part"
+                        )));
+                    }
+                    overdue = tokio::time::Instant::now() + OVERDUE_PAUSE;
+                }
+            }
+        }
+    }
+
+    /// Checks a request and has it wait.
+    async fn admit(
+        &self,
+        shared: &Arc<Shared>,
+        name: &str,
+        digest: [u8; 32],
+        share: InputShare,
+    ) -> Result<oneshot::Receiver<NodeMessage>, NodeMessage> {
+        if !shared.is_serving() {
+            return Err(refused(Fault::Nodes, STOPPING));
+        }
+        let model = shared.models.get(name).ok_or_else(|| unknown_model(shared, name))?.clone();
+        if digest != model.share.digest() {
+            let reason = format!("model {name:?} was shared anew: fetch its manifest again");
+            return Err(refused(Fault::Request, reason));
+        }
+        if let Some(reason) = shared.disagreement(&model) {
+            return Err(refused(Fault::Nodes, reason));
+        }
+        let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
+        if geometry.batch > shared.limits.max_batch {
+            let most = shared.limits.max_batch;
+            return Err(refused(Fault::Request, format!("{} inputs at once, {most} are allowed", geometry.batch)));
+        }
+        let input = {
+            let (shared, model) = (shared.clone(), model.clone());
+            tokio::task::spawn_blocking(move || check(&shared, &model, geometry, &share)).await
+        };
+        let input = input.unwrap_or_else(|_| Err(refused(Fault::Nodes, "a fault in this node's program")))?;
+        shared.desk.hold(self.key, model, geometry, input).map_err(|reason| match reason {
+            NotHeld::Full => refused(Fault::Busy, "too many requests wait here: try again later"),
+            NotHeld::Replayed => refused(Fault::Request, "this request's number was used before: draw a new one"),
+            NotHeld::Closed => refused(Fault::Nodes, STOPPING),
+        })
+    }
+}
+
+/// Whether the shape has room here, and what the client sent fits the model.
+fn check(shared: &Shared, model: &Model, geometry: Geometry, share: &InputShare) -> Result<Parsed, NodeMessage> {
+    let ours = |error: tercet_core::Error| refused(Fault::Request, error.to_string());
+    let bytes = model.working_bytes(geometry).map_err(ours)?;
+    if bytes > shared.limits.session_bytes {
+        let (needed, room) = (bytes >> 20, shared.limits.session_bytes >> 20);
+        let reason = format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
+        return Err(refused(Fault::Request, reason));
+    }
+    parse(shared.me, model.share.manifest(), &model.interface, share).map_err(ours)
+}
+
+/// Waits until the client gives the channel up. One that has only said that nothing more follows still waits.
+async fn hung_up(channel: &mut ByteChannel) {
+    /// Longer than anything lives.
+    const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    let next: Result<Option<Bytes>, NetError> = channel.receiver.next_bytes(0, FOREVER).await;
+    match next {
+        Ok(None) => std::future::pending().await,
+        Ok(Some(_)) | Err(_) => {}
+    }
+}

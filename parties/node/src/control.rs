@@ -1,0 +1,71 @@
+//! The conversation with one other node, for as long as a connection lasts.
+
+use std::sync::{Arc, PoisonError};
+
+use tercet_net::{Connection, NetError, PartyId};
+
+use crate::lead::Verdict;
+use crate::plan::PeerMessage;
+use crate::shared::Shared;
+
+/// Serves a connection to another node until it ends.
+pub(crate) async fn converse(shared: Arc<Shared>, connection: Connection, peer: PartyId) {
+    shared.peer_met(peer, &connection);
+    let reason = listen(&shared, &connection, peer).await;
+    if let NetError::Protocol { .. } = reason {
+        tracing::error!(%peer, %reason, "a node of another version, or an impostor; its connection is closed");
+        connection.close("it broke the protocol between nodes");
+    }
+    shared.peer_left(peer, &connection);
+    shared.forget_proposals(&connection);
+    let mut verdicts = shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whoever waits for an answer of that node sees its sender gone.
+    verdicts.retain(|(_, party), _| *party != peer);
+}
+
+async fn listen(shared: &Arc<Shared>, connection: &Connection, peer: PartyId) -> NetError {
+    if let Err(error) = connection.send_message(&PeerMessage::Models(shared.models.cards())).await {
+        return error;
+    }
+    loop {
+        let message = match connection.recv_message::<PeerMessage>().await {
+            Ok(message) => message,
+            Err(error) => return error,
+        };
+        if let Err(what) = hear(shared, connection, peer, message) {
+            return NetError::Protocol { peer: peer.to_string(), what: what.into() };
+        }
+    }
+}
+
+fn hear(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: PartyId,
+    message: PeerMessage,
+) -> Result<(), &'static str> {
+    let (from_lead, to_lead) = (peer == PartyId::P1, shared.me == PartyId::P1);
+    match message {
+        PeerMessage::Models(cards) => shared.peer_holds(peer, connection, cards),
+        PeerMessage::Plan(plan) if from_lead => shared.proposed(plan, connection),
+        PeerMessage::Start { session, nonces } if from_lead => shared.started(session, nonces),
+        PeerMessage::Cancel { session } if from_lead => shared.cancelled(session),
+        PeerMessage::Drop { requests, reason } if from_lead => shared.dropped(requests, &reason),
+        PeerMessage::Accept { session, plan_hash, nonce } if to_lead => {
+            decide(shared, (session, peer), Verdict::Accepted { plan_hash, nonce });
+        }
+        PeerMessage::Refuse { session, fault, reason, missing } if to_lead => {
+            decide(shared, (session, peer), Verdict::Refused { fault, reason, missing });
+        }
+        _ => return Err("a message that is not for it to send, or not for this node"),
+    }
+    Ok(())
+}
+
+fn decide(shared: &Shared, name: (u128, PartyId), verdict: Verdict) {
+    let waiting = shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+    if let Some(waiting) = waiting {
+        // Nobody waits any more when the plan was given up.
+        let _ = waiting.send(verdict);
+    }
+}

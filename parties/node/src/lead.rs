@@ -1,0 +1,147 @@
+//! P1 decides which requests run together: whatever waits when a place is free, the oldest first.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tercet_core::Geometry;
+use tercet_net::{Connection, Fault, PartyId};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::desk::{Held, RequestKey};
+use crate::plan::{Agreement, BatchPlan, PeerMessage, fresh, fresh_session};
+use crate::session::{self, Room};
+use crate::shared::Shared;
+
+/// How long requests wait for a node that is not connected.
+const PEER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the others may take to answer a plan; longer than they wait for stragglers and for a place.
+const VERDICT_PATIENCE: Duration = Duration::from_secs(20);
+
+const FOLLOWERS: [PartyId; 2] = [PartyId::P0, PartyId::P2];
+
+/// What a node says to a plan.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Accepted { plan_hash: [u8; 32], nonce: [u8; 32] },
+    Refused { fault: Fault, reason: String, missing: Vec<RequestKey> },
+}
+
+/// Runs batch after batch, as many at once as there are places.
+pub(crate) async fn lead(shared: Arc<Shared>) {
+    loop {
+        let Ok(place) = shared.places.clone().acquire_owned().await else { return };
+        let Some(batch) = shared.desk.next_batch(|model, geometry| shared.fits(model, geometry)).await else { return };
+        shared.spawn(run_batch(shared.clone(), batch, place));
+    }
+}
+
+async fn run_batch(shared: Arc<Shared>, batch: Vec<Held>, place: OwnedSemaphorePermit) {
+    let [p0, p2] = FOLLOWERS.map(|party| shared.endpoint.wait_party(party, PEER_PATIENCE));
+    let connections = match tokio::try_join!(p0, p2) {
+        Ok((p0, p2)) => [p0, p2],
+        Err(error) => return give_up(&shared, batch, Fault::Nodes, &error.to_string()).await,
+    };
+    let Some(oldest) = batch.first() else { return };
+    let model = oldest.model.clone();
+    // What was not known when the request came.
+    if let Some(reason) = shared.disagreement(&model) {
+        return give_up(&shared, batch, Fault::Nodes, &reason).await;
+    }
+    let plan = BatchPlan {
+        session: fresh_session(),
+        model: model.name().into(),
+        digest: model.share.digest(),
+        geometry: Geometry { batch: batch.iter().map(|held| held.geometry.batch).sum(), rows: oldest.geometry.rows },
+        requests: batch.iter().map(|held| held.key).collect(),
+    };
+    let session = plan.session;
+    let (nonces, hash) = match agree(&shared, &plan, &connections).await {
+        Ok(agreed) => agreed,
+        Err(Refusal { fault, reason, missing }) => {
+            tell(&connections, &PeerMessage::Cancel { session }).await;
+            let (dropped, others): (Vec<Held>, Vec<Held>) =
+                batch.into_iter().partition(|held| missing.is_empty() || missing.contains(&held.key));
+            shared.desk.put_back(others);
+            return give_up(&shared, dropped, fault, &reason).await;
+        }
+    };
+    tell(&connections, &PeerMessage::Start { session, nonces }).await;
+    let agreement = Agreement { plan, hash, nonces };
+    session::run(shared, agreement, batch, Room { model, connections, place }).await;
+}
+
+struct Refusal {
+    fault: Fault,
+    reason: String,
+    missing: Vec<RequestKey>,
+}
+
+/// Both others must accept the very same plan. Their nonces, with one of this node, and the hash of the plan.
+async fn agree(
+    shared: &Shared,
+    plan: &BatchPlan,
+    connections: &[Connection; 2],
+) -> Result<([[u8; 32]; 3], [u8; 32]), Refusal> {
+    let failed = |reason: String| Refusal { fault: Fault::Nodes, reason, missing: Vec::new() };
+    let hash = plan.hash().map_err(|error| failed(error.to_string()))?;
+    let [p0, p2] = connections;
+    let asked = tokio::join!(ask(shared, plan, p0, PartyId::P0), ask(shared, plan, p2, PartyId::P2));
+    let mut nonces = [fresh(); 3];
+    let mut refusal: Option<Refusal> = None;
+    for (party, verdict) in FOLLOWERS.into_iter().zip([asked.0, asked.1]) {
+        match verdict {
+            Ok(Verdict::Accepted { plan_hash, nonce }) if plan_hash == hash => nonces[party.index()] = nonce,
+            Ok(Verdict::Accepted { .. }) => return Err(failed(format!("{party} has read another plan than was sent"))),
+            Ok(Verdict::Refused { fault, reason, missing }) => {
+                let reason = format!("{party}: {reason}");
+                match &mut refusal {
+                    // Both lack something: both lists count.
+                    Some(first) if !first.missing.is_empty() && !missing.is_empty() => first.missing.extend(missing),
+                    Some(first) if first.missing.is_empty() => {}
+                    _ => refusal = Some(Refusal { fault, reason, missing }),
+                }
+            }
+            Err(reason) => refusal = Some(failed(reason)),
+        }
+    }
+    refusal.map_or(Ok((nonces, hash)), Err)
+}
+
+async fn ask(shared: &Shared, plan: &BatchPlan, to: &Connection, party: PartyId) -> Result<Verdict, String> {
+    let name = (plan.session, party);
+    let (sender, verdict) = oneshot::channel();
+    let verdicts = || shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+    verdicts().insert(name, sender);
+    let answer = async {
+        to.send_message(&PeerMessage::Plan(plan.clone())).await.map_err(|error| error.to_string())?;
+        match tokio::time::timeout(VERDICT_PATIENCE, verdict).await {
+            Ok(Ok(verdict)) => Ok(verdict),
+            Ok(Err(_)) => Err(format!("connection to {party} lost")),
+            Err(_) => Err(format!("{party} did not answer a plan within {} s", VERDICT_PATIENCE.as_secs())),
+        }
+    }
+    .await;
+    verdicts().remove(&name);
+    answer
+}
+
+async fn tell(connections: &[Connection], message: &PeerMessage) {
+    for connection in connections {
+        if let Err(error) = connection.send_message(message).await {
+            tracing::debug!(%error, "a node could not be told");
+        }
+    }
+}
+
+/// Refuses requests here and has the others refuse them too.
+async fn give_up(shared: &Shared, requests: Vec<Held>, fault: Fault, reason: &str) {
+    let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
+    tracing::warn!(requests = ?keys, reason, "given up");
+    shared.desk.settle(&keys);
+    for held in requests {
+        held.refuse(fault, reason);
+    }
+    let living: Vec<Connection> = FOLLOWERS.into_iter().filter_map(|party| shared.endpoint.party(party)).collect();
+    tell(&living, &PeerMessage::Drop { requests: keys, reason: reason.into() }).await;
+}

@@ -1,0 +1,171 @@
+//! The models that a node serves: opened and checked at start, mapped, never changed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moka::sync::Cache;
+use tercet_core::Geometry;
+use tercet_engine::{ModelShare, StoreError, plan};
+use tercet_model::Interface;
+use tercet_net::{ModelCard, PartyId, codec};
+
+/// What share files end in.
+const SHARE_EXTENSION: &str = "tercet";
+
+/// Prices of shapes that are remembered.
+const PRICES_KEPT: u64 = 4096;
+
+/// Why the models could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A share file is missing, cut, altered or none of ours.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A directory of shares cannot be read.
+    #[error("shares {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The share belongs to another node.
+    #[error("{path} is the share of {owner}, and this node is {me}: never give one node two shares of a model")]
+    OtherParty {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: PartyId,
+        /// Who this is.
+        me: PartyId,
+    },
+    /// Two files hold models of one name.
+    #[error("two models are called {name:?}: {first} and {second}; share one of them again under another name")]
+    OneName {
+        /// The name.
+        name: String,
+        /// One file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A file's public part contradicts itself.
+    #[error("{path}: {what}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// One model.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) share: ModelShare,
+    pub(crate) interface: Interface,
+    path: PathBuf,
+    /// Working memory by shape, in bytes.
+    prices: Cache<Geometry, u64>,
+}
+
+impl Model {
+    fn open(path: &Path, me: PartyId) -> Result<Model, ModelError> {
+        let share = ModelShare::open(path)?;
+        if share.party() != me {
+            return Err(ModelError::OtherParty { path: path.into(), owner: share.party(), me });
+        }
+        let interface = share.manifest().interface();
+        let interface =
+            interface.map_err(|error| ModelError::Unusable { path: path.into(), what: error.to_string() })?;
+        Ok(Model { share, interface, path: path.into(), prices: Cache::new(PRICES_KEPT) })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.share.manifest().name
+    }
+
+    pub(crate) fn card(&self) -> ModelCard {
+        let profile = if self.interface.wide == 32 { "fast" } else { "precise" };
+        ModelCard { name: self.name().into(), digest: self.share.digest(), profile: profile.into() }
+    }
+
+    /// Working memory of a run of this shape, in bytes, from above; an error for shapes that the model does not take.
+    pub(crate) fn working_bytes(&self, geometry: Geometry) -> tercet_core::Result<u64> {
+        if let Some(known) = self.prices.get(&geometry) {
+            return Ok(known);
+        }
+        let bytes = plan(self.share.manifest(), geometry)?.working_bytes;
+        self.prices.insert(geometry, bytes);
+        Ok(bytes)
+    }
+
+    /// The longest message with a request of `batch` inputs for this model, in bytes.
+    fn request_bytes(&self, batch: usize) -> u64 {
+        let manifest = self.share.manifest();
+        let geometry = Geometry { batch, rows: manifest.graph.max_rows() };
+        plan(manifest, geometry).map_or(0, |plan| plan.client_bytes[0].into_iter().max().unwrap_or(0))
+    }
+}
+
+/// The models of a node, by name.
+#[derive(Debug)]
+pub(crate) struct Models {
+    by_name: BTreeMap<String, Arc<Model>>,
+    request_limit_bytes: usize,
+}
+
+impl Models {
+    /// Opens every share in `paths`, files or directories of them; requests bring at most `max_batch` inputs.
+    pub(crate) fn open(paths: &[PathBuf], me: PartyId, max_batch: usize) -> Result<Models, ModelError> {
+        /// Names, seeds, lengths: what a request holds beside its tensors.
+        const ENVELOPE_BYTES: u64 = 4096;
+        let mut by_name = BTreeMap::<String, Arc<Model>>::new();
+        for path in files(paths)? {
+            let model = Model::open(&path, me)?;
+            tracing::info!(model = model.name(), path = %path.display(), bytes = model.share.len_bytes(), "model");
+            if let Some(other) = by_name.get(model.name()) {
+                let (name, first) = (model.name().into(), other.path.clone());
+                return Err(ModelError::OneName { name, first, second: path });
+            }
+            by_name.insert(model.name().into(), Arc::new(model));
+        }
+        let largest = by_name.values().map(|model| model.request_bytes(max_batch)).max().unwrap_or(0);
+        let request_limit_bytes = (largest + ENVELOPE_BYTES).min(codec::LARGEST_BYTES as u64) as usize;
+        Ok(Models { by_name, request_limit_bytes })
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Model>> {
+        self.by_name.get(name)
+    }
+
+    pub(crate) fn cards(&self) -> Vec<ModelCard> {
+        self.by_name.values().map(|model| model.card()).collect()
+    }
+
+    /// The longest message that a client can have reason to send.
+    pub(crate) fn request_limit_bytes(&self) -> usize {
+        self.request_limit_bytes
+    }
+}
+
+/// The share files, those of a directory in order of name; a file named twice counts once.
+fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ModelError> {
+    let mut found = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            found.push(path.clone());
+            continue;
+        }
+        let failed = |source| ModelError::Directory { path: path.clone(), source };
+        let entries = std::fs::read_dir(path).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+        let mut entries: Vec<PathBuf> = entries.map_err(failed)?.into_iter().map(|entry| entry.path()).collect();
+        entries.retain(|path| path.extension().is_some_and(|extension| extension == SHARE_EXTENSION));
+        entries.sort();
+        found.extend(entries);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|path| seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())));
+    Ok(found)
+}

@@ -1,0 +1,91 @@
+//! What the nodes say to each other: which models they hold, and which requests run together.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tercet_core::{Geometry, PairSeeds};
+use tercet_net::{Connection, Fault, ModelCard, NetError, PartyId, codec};
+use tercet_ring::Seed;
+
+use crate::desk::RequestKey;
+
+/// What makes a session's seeds unlike those of any other purpose.
+const SEED_LABEL: &str = "tercet session seed v1";
+
+/// One message on the control stream between two nodes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum PeerMessage {
+    /// The models that the sender serves; first on every connection.
+    Models(Vec<ModelCard>),
+    /// P1 proposes a session.
+    Plan(BatchPlan),
+    /// P0 or P2 has all that the plan names, has read the same plan, and adds its part to the session's seeds.
+    Accept { session: u128, plan_hash: [u8; 32], nonce: [u8; 32] },
+    /// P0 or P2 will not run the plan; `missing` are the requests that kept it from doing so, if it was those.
+    Refuse { session: u128, fault: Fault, reason: String, missing: Vec<RequestKey> },
+    /// Both have accepted.
+    Start { session: u128, nonces: [[u8; 32]; 3] },
+    /// The session does not take place; its requests wait on.
+    Cancel { session: u128 },
+    /// P1 has given these requests up.
+    Drop { requests: Vec<RequestKey>, reason: String },
+}
+
+/// A session: which requests run together, in order. Public to all three.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BatchPlan {
+    /// Drawn at random.
+    pub(crate) session: u128,
+    pub(crate) model: String,
+    pub(crate) digest: [u8; 32],
+    /// Of all requests together.
+    pub(crate) geometry: Geometry,
+    pub(crate) requests: Vec<RequestKey>,
+}
+
+impl BatchPlan {
+    /// SHA-256 of the whole plan.
+    pub(crate) fn hash(&self) -> Result<[u8; 32], NetError> {
+        let bytes = codec::encode(self).map_err(|error| NetError::Local { what: error.to_string() })?;
+        Ok(Sha256::new().chain_update(b"tercet batch plan v1").chain_update(bytes).finalize().into())
+    }
+}
+
+/// A plan that all three have accepted.
+#[derive(Clone, Debug)]
+pub(crate) struct Agreement {
+    pub(crate) plan: BatchPlan,
+    pub(crate) hash: [u8; 32],
+    /// A fresh random string of each party: each is sure by its own that the session's seeds were never used before,
+    /// whatever the others send.
+    pub(crate) nonces: [[u8; 32]; 3],
+}
+
+impl Agreement {
+    /// The seeds of this session, from those of the connections over which it runs.
+    pub(crate) fn seeds(&self, me: PartyId, connections: &[Connection; 2]) -> PairSeeds {
+        let mut context = self.plan.session.to_le_bytes().to_vec();
+        context.extend(self.hash);
+        context.extend(self.nonces.as_flattened());
+        let with = |peer: PartyId| {
+            let to = connections.iter().find(|connection| connection.peer().role.party() == Some(peer));
+            let pair = to.and_then(Connection::pair_seed);
+            pair.map(|pair| Seed::from_bytes(*pair.expose()).derive(SEED_LABEL, &context))
+        };
+        match me {
+            PartyId::P0 => PairSeeds { first: with(PartyId::P1), second: with(PartyId::P2) },
+            PartyId::P1 => PairSeeds { first: with(PartyId::P0), second: None },
+            PartyId::P2 => PairSeeds { first: None, second: with(PartyId::P0) },
+        }
+    }
+}
+
+/// A nonce or a session's number.
+pub(crate) fn fresh() -> [u8; 32] {
+    *Seed::random().as_bytes()
+}
+
+/// A session's number.
+pub(crate) fn fresh_session() -> u128 {
+    let bytes = fresh();
+    bytes[..16].iter().fold(0, |number, byte| number << 8 | u128::from(*byte))
+}

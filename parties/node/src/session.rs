@@ -1,0 +1,129 @@
+//! One session at one node: links, seeds, a thread of its own, and an answer to each client.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tercet_core::{Cost, Error, PairSeeds, Session, Work};
+use tercet_engine::{Parsed, execute};
+use tercet_net::{Connection, Fault, NodeMessage, OutputShare, SessionLinks, Usage};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::desk::{Held, RequestKey, Waiting};
+use crate::models::Model;
+use crate::plan::Agreement;
+use crate::shared::Shared;
+
+/// What a session runs in.
+pub(crate) struct Room {
+    pub(crate) model: Arc<Model>,
+    /// To the two others.
+    pub(crate) connections: [Connection; 2],
+    /// Kept until the end.
+    pub(crate) place: OwnedSemaphorePermit,
+}
+
+/// How a session went, and what it took.
+struct Report {
+    result: Result<Vec<OutputShare>, Error>,
+    cost: Cost,
+    work_us: [u64; Work::COUNT],
+    took: Duration,
+}
+
+/// Runs an agreed session to its end and answers all requests in it.
+pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec<Held>, room: Room) {
+    let Room { model, connections, place } = room;
+    let _running = shared.counters.sessions_running.during();
+    let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
+    shared.desk.settle(&keys);
+    let begun = Instant::now();
+    let (inputs, waiting): (Vec<Parsed>, Vec<Waiting>) = requests.into_iter().map(Held::split).unzip();
+    let seeds = agreement.seeds(shared.me, &connections);
+    let [first, second] = &connections;
+    let session = agreement.plan.session;
+    let id = format!("{:08x}", session >> 96);
+    let links = SessionLinks::establish(shared.me, [first, second], session, shared.settings).await;
+    let report = match links {
+        Ok(links) => on_a_thread(&shared, &id, links, seeds, model, inputs).await,
+        Err(error) => Err(error.to_string()),
+    };
+    drop(place);
+    let outcome = report.and_then(|report| {
+        for peer in shared.me.others() {
+            let (me, peer_index) = (shared.me.index(), peer.index());
+            let bytes = report.cost.bytes;
+            shared.count_session_bytes(peer, bytes[me][peer_index], bytes[peer_index][me]);
+        }
+        let outputs = report.result.map_err(|error| error.to_string())?;
+        let usage = Usage {
+            batched: waiting.len() as u32,
+            rounds: report.cost.rounds,
+            bytes: report.cost.bytes,
+            session_ms: report.took.as_millis() as u32,
+            queued_ms: 0,
+            work_us: report.work_us,
+        };
+        Ok((outputs, usage))
+    });
+    match outcome {
+        Ok((outputs, usage)) => {
+            let (rounds, ms) = (usage.rounds, usage.session_ms);
+            tracing::info!(session = id, model = agreement.plan.model, requests = waiting.len(), rounds, ms, "done");
+            shared.counters.sessions_done.add();
+            for (waiting, share) in waiting.into_iter().zip(outputs) {
+                let queued_ms = begun.saturating_duration_since(waiting.arrived).as_millis() as u32;
+                waiting.answer(NodeMessage::Output { share, usage: Usage { queued_ms, ..usage } });
+            }
+        }
+        Err(reason) => {
+            tracing::warn!(session = id, model = agreement.plan.model, requests = ?keys, reason, "a session failed");
+            shared.counters.sessions_failed.add();
+            for waiting in waiting {
+                waiting.answer(failed(&reason));
+            }
+        }
+    }
+}
+
+/// Refuses requests whose session could not begin.
+pub(crate) fn refuse_all(shared: &Shared, requests: Vec<Held>, reason: &str) {
+    let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
+    tracing::warn!(requests = ?keys, reason, "a session could not begin");
+    shared.desk.settle(&keys);
+    for held in requests {
+        held.answer(failed(reason));
+    }
+}
+
+fn failed(reason: &str) -> NodeMessage {
+    NodeMessage::Refused { fault: Fault::Nodes, reason: format!("the computation failed, try again: {reason}") }
+}
+
+/// Protocol code blocks, so it has a thread of its own. A panic there ends this session alone.
+async fn on_a_thread(
+    shared: &Shared,
+    id: &str,
+    links: SessionLinks,
+    seeds: PairSeeds,
+    model: Arc<Model>,
+    inputs: Vec<Parsed>,
+) -> Result<Report, String> {
+    let (done, report) = oneshot::channel();
+    let pool = shared.pool.clone();
+    let thread = std::thread::Builder::new().name(format!("session-{id}")).spawn(move || {
+        let begun = Instant::now();
+        let session = Session::new(Box::new(links), &seeds, pool);
+        drop(seeds);
+        let Ok(mut session) = session else { return };
+        let result = execute(&mut session, model.share.manifest(), &model.share, inputs);
+        if let Err(error) = &result {
+            session.abort(&error.to_string());
+        }
+        let work_us = Work::ALL.map(|kind| session.work(kind).as_micros() as u64);
+        // The node may be gone.
+        let _ = done.send(Report { result, cost: session.cost(), work_us, took: begun.elapsed() });
+    });
+    thread.map_err(|error| format!("no thread for a session: {error}"))?;
+    // The sender is dropped unused when the thread panics.
+    report.await.map_err(|_| "a fault in this node's program".to_owned())
+}

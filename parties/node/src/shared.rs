@@ -1,0 +1,197 @@
+//! What the tasks of one node have in common.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tercet_core::Geometry;
+use tercet_net::{Connection, Endpoint, ModelCard, PartyId, SessionSettings, WireBytes};
+use tercet_ring::Pool;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::counters::Counters;
+use crate::desk::Desk;
+use crate::follow::Proposals;
+use crate::lead::Verdict;
+use crate::models::{Model, Models};
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// What runs is finished, nothing new begins.
+    Stopping,
+    Stopped,
+}
+
+/// What requests and sessions are held to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_batch: usize,
+    pub(crate) max_sessions: usize,
+    /// Working memory of one session.
+    pub(crate) session_bytes: u64,
+    /// The longest that a request waits for its session.
+    pub(crate) request_deadline: Duration,
+}
+
+/// One node, to its tasks.
+pub(crate) struct Shared {
+    pub(crate) me: PartyId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) models: Models,
+    pub(crate) desk: Desk,
+    pub(crate) pool: Pool,
+    pub(crate) settings: SessionSettings,
+    pub(crate) limits: Limits,
+    /// One permit for each session that may run, or is being agreed upon.
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) counters: Counters,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Requests on channels, not yet answered to the end.
+    pub(crate) open_requests: watch::Sender<usize>,
+    /// Plans of P1 that this node considers or has accepted.
+    pub(crate) proposals: Mutex<Proposals>,
+    /// Where the answers to plans of this node go.
+    pub(crate) verdicts: Mutex<BTreeMap<(u128, PartyId), oneshot::Sender<Verdict>>>,
+    peers: Mutex<[PeerState; 3]>,
+    pub(crate) started: Instant,
+}
+
+/// What is known of another node.
+#[derive(Default)]
+struct PeerState {
+    /// The connection that is served, and what its other end holds.
+    current: Option<(Connection, Option<Vec<ModelCard>>)>,
+    /// Of connections that are over.
+    past: WireBytes,
+    session_sent: u64,
+    session_received: u64,
+}
+
+impl Shared {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
+    pub(crate) fn new(
+        me: PartyId,
+        endpoint: Endpoint,
+        models: Models,
+        desk: Desk,
+        pool: Pool,
+        settings: SessionSettings,
+        limits: Limits,
+    ) -> Arc<Shared> {
+        Arc::new(Shared {
+            me,
+            endpoint,
+            models,
+            desk,
+            pool,
+            settings,
+            limits,
+            places: Arc::new(Semaphore::new(limits.max_sessions)),
+            counters: Counters::default(),
+            phase: watch::Sender::new(Phase::Serving),
+            open_requests: watch::Sender::new(0),
+            proposals: Mutex::default(),
+            verdicts: Mutex::default(),
+            peers: Mutex::default(),
+            started: Instant::now(),
+        })
+    }
+
+    /// Runs a task until its end or the node's.
+    pub(crate) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let mut phase = self.phase.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = task => {}
+                _ = phase.wait_for(|phase| *phase == Phase::Stopped) => {}
+            }
+        });
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        *self.phase.borrow() == Phase::Serving
+    }
+
+    /// Whether a run of this shape has room in the memory of one session and in a batch.
+    pub(crate) fn fits(&self, model: &Model, geometry: Geometry) -> bool {
+        let bytes = model.working_bytes(geometry);
+        geometry.batch <= self.limits.max_batch && bytes.is_ok_and(|bytes| bytes <= self.limits.session_bytes)
+    }
+
+    fn peers(&self) -> MutexGuard<'_, [PeerState; 3]> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection to a node begins to be served.
+    pub(crate) fn peer_met(&self, peer: PartyId, connection: &Connection) {
+        let mut peers = self.peers();
+        let state = &mut peers[peer.index()];
+        if let Some((older, _)) = state.current.replace((connection.clone(), None)) {
+            state.past = sum(state.past, older.wire_bytes());
+        }
+    }
+
+    pub(crate) fn peer_holds(&self, peer: PartyId, connection: &Connection, cards: Vec<ModelCard>) {
+        if let Some((current, known)) = &mut self.peers()[peer.index()].current
+            && current.same(connection)
+        {
+            *known = Some(cards);
+        }
+    }
+
+    pub(crate) fn peer_left(&self, peer: PartyId, connection: &Connection) {
+        let mut peers = self.peers();
+        let state = &mut peers[peer.index()];
+        if let Some((left, _)) = state.current.take_if(|(current, _)| current.same(connection)) {
+            state.past = sum(state.past, left.wire_bytes());
+        }
+    }
+
+    /// Why a model cannot be run with the nodes that are connected, as far as is known.
+    pub(crate) fn disagreement(&self, model: &Model) -> Option<String> {
+        let (name, digest) = (model.name(), model.share.digest());
+        let peers = self.peers();
+        for peer in self.me.others() {
+            let Some((_, Some(cards))) = &peers[peer.index()].current else { continue };
+            let mend = "share it again and give all three nodes their parts";
+            match cards.iter().find(|card| card.name == name) {
+                None => return Some(format!("{peer} does not hold model {name:?}; {mend}")),
+                Some(card) if card.digest != digest => {
+                    let (here, there) = (short(&digest), short(&card.digest));
+                    let me = self.me;
+                    return Some(format!("{peer} holds model {name:?} {there}, {me} holds {here}; {mend}"));
+                }
+                Some(_) => {}
+            }
+        }
+        None
+    }
+
+    /// Counts what a session sent to and received from a node.
+    pub(crate) fn count_session_bytes(&self, peer: PartyId, sent: u64, received: u64) {
+        let mut peers = self.peers();
+        peers[peer.index()].session_sent += sent;
+        peers[peer.index()].session_received += received;
+    }
+
+    /// Whether a node is connected, session bytes sent and received, wire bytes.
+    pub(crate) fn traffic(&self, peer: PartyId) -> (Option<Connection>, [u64; 2], WireBytes) {
+        let peers = self.peers();
+        let state = &peers[peer.index()];
+        let current = state.current.as_ref().map(|(connection, _)| connection.clone());
+        let now = current.as_ref().map_or(WireBytes::default(), Connection::wire_bytes);
+        let living = current.filter(|connection| !connection.is_closed());
+        (living, [state.session_sent, state.session_received], sum(state.past, now))
+    }
+}
+
+fn sum(a: WireBytes, b: WireBytes) -> WireBytes {
+    WireBytes { sent: a.sent + b.sent, received: a.received + b.received }
+}
+
+/// The first digits of a digest.
+fn short(digest: &[u8; 32]) -> String {
+    digest[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
