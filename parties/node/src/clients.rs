@@ -72,7 +72,7 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
                 None => return Ok(()),
             }
         }
-        Err(what) => vec![refused(Fault::Request, format!("no message of this protocol: {what}"))],
+        Err(what) => vec![Refusal::new(Fault::Request, format!("no message of this protocol: {what}")).into()],
     };
     for reply in replies {
         match &reply {
@@ -91,18 +91,32 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
     Ok(())
 }
 
-fn refused(fault: Fault, reason: impl Into<String>) -> NodeMessage {
-    NodeMessage::Refused { fault, reason: reason.into() }
+/// Why a request is not served.
+struct Refusal {
+    fault: Fault,
+    reason: String,
 }
 
-fn unknown_model(shared: &Shared, name: &str) -> NodeMessage {
+impl Refusal {
+    fn new(fault: Fault, reason: impl Into<String>) -> Refusal {
+        Refusal { fault, reason: reason.into() }
+    }
+}
+
+impl From<Refusal> for NodeMessage {
+    fn from(Refusal { fault, reason }: Refusal) -> NodeMessage {
+        NodeMessage::Refused { fault, reason }
+    }
+}
+
+fn unknown_model(shared: &Shared, name: &str) -> Refusal {
     let name: String = name.chars().take(80).collect();
     let known: Vec<String> = shared.models.cards().into_iter().map(|card| card.name).collect();
-    refused(Fault::Request, format!("{} holds no model {name:?}; it holds: {}", shared.me, known.join(", ")))
+    Refusal::new(Fault::Request, format!("{} holds no model {name:?}; it holds: {}", shared.me, known.join(", ")))
 }
 
 fn with_model(shared: &Shared, name: &str, reply: impl Fn(&Model) -> NodeMessage) -> NodeMessage {
-    shared.models.get(name).map_or_else(|| unknown_model(shared, name), |model| reply(model))
+    shared.models.get(name).map_or_else(|| unknown_model(shared, name).into(), |model| reply(model))
 }
 
 fn manifest(model: &Model) -> NodeMessage {
@@ -112,15 +126,17 @@ fn manifest(model: &Model) -> NodeMessage {
             interface,
             tokenizer: model.share.manifest().tokenizer.clone(),
         },
-        Err(error) => refused(Fault::Nodes, error.to_string()),
+        Err(error) => Refusal::new(Fault::Nodes, error.to_string()).into(),
     }
 }
 
 fn table(shared: &Shared, name: &str) -> Vec<NodeMessage> {
-    let Some(model) = shared.models.get(name) else { return vec![unknown_model(shared, name)] };
+    let Some(model) = shared.models.get(name) else { return vec![unknown_model(shared, name).into()] };
     match model.share.public_table() {
         Some(table) => table.chunks(TABLE_PIECE_BYTES).map(|piece| NodeMessage::Table(piece.to_vec())).collect(),
-        None => vec![refused(Fault::Request, format!("the embedding table of {name:?} is secret: ask without it"))],
+        None => vec![
+            Refusal::new(Fault::Request, format!("the embedding table of {name:?} is secret: ask without it")).into(),
+        ],
     }
 }
 
@@ -143,15 +159,15 @@ impl Request {
         let held = self.admit(shared, name, digest, share).await;
         let mut answer = match held {
             Ok(answer) => answer,
-            Err(refusal) => return Some(refusal),
+            Err(refusal) => return Some(refusal.into()),
         };
         let mut overdue = tokio::time::Instant::now() + self.deadline;
         let mut left = std::pin::pin!(hung_up(channel));
         loop {
             tokio::select! {
                 answered = &mut answer => {
-                    let lost = || refused(Fault::Nodes, "the request was lost in this node: try again");
-                    return Some(answered.unwrap_or_else(|_| lost()));
+                    let lost = || Refusal::new(Fault::Nodes, "the request was lost in this node: try again");
+                    return Some(answered.unwrap_or_else(|_| lost().into()));
                 }
                 () = &mut left => {
                     tracing::info!(request = %self.key, "its client left");
@@ -163,9 +179,10 @@ impl Request {
                     if let Some(held) = shared.desk.withdraw(self.key) {
                         drop(held);
                         let waited = self.deadline.as_millis();
-                        return Some(refused(Fault::Nodes, format!(
-                            "no session for this request within {waited} ms: the nodes are busy, or one of them did not get its part"
-                        )));
+                        let reason = format!(
+                            "no session for this request within {waited} ms: the nodes are busy, or one has not got its part"
+                        );
+                        return Some(Refusal::new(Fault::Nodes, reason).into());
                     }
                     overdue = tokio::time::Instant::now() + OVERDUE_PAUSE;
                 }
@@ -180,44 +197,44 @@ impl Request {
         name: &str,
         digest: [u8; 32],
         share: InputShare,
-    ) -> Result<oneshot::Receiver<NodeMessage>, NodeMessage> {
+    ) -> Result<oneshot::Receiver<NodeMessage>, Refusal> {
         if !shared.is_serving() {
-            return Err(refused(Fault::Nodes, STOPPING));
+            return Err(Refusal::new(Fault::Nodes, STOPPING));
         }
         let model = shared.models.get(name).ok_or_else(|| unknown_model(shared, name))?.clone();
         if digest != model.share.digest() {
             let reason = format!("model {name:?} was shared anew: fetch its manifest again");
-            return Err(refused(Fault::Request, reason));
+            return Err(Refusal::new(Fault::Request, reason));
         }
         if let Some(reason) = shared.disagreement(&model) {
-            return Err(refused(Fault::Nodes, reason));
+            return Err(Refusal::new(Fault::Nodes, reason));
         }
         let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
         if geometry.batch > shared.limits.max_batch {
             let most = shared.limits.max_batch;
-            return Err(refused(Fault::Request, format!("{} inputs at once, {most} are allowed", geometry.batch)));
+            return Err(Refusal::new(Fault::Request, format!("{} inputs at once, {most} are allowed", geometry.batch)));
         }
         let input = {
             let (shared, model) = (shared.clone(), model.clone());
             tokio::task::spawn_blocking(move || check(&shared, &model, geometry, &share)).await
         };
-        let input = input.unwrap_or_else(|_| Err(refused(Fault::Nodes, "a fault in this node's program")))?;
+        let input = input.unwrap_or_else(|_| Err(Refusal::new(Fault::Nodes, "a fault in this node's program")))?;
         shared.desk.hold(self.key, model, geometry, input).map_err(|reason| match reason {
-            NotHeld::Full => refused(Fault::Busy, "too many requests wait here: try again later"),
-            NotHeld::Replayed => refused(Fault::Request, "this request's number was used before: draw a new one"),
-            NotHeld::Closed => refused(Fault::Nodes, STOPPING),
+            NotHeld::Full => Refusal::new(Fault::Busy, "too many requests wait here: try again later"),
+            NotHeld::Replayed => Refusal::new(Fault::Request, "this request's number was used before: draw a new one"),
+            NotHeld::Closed => Refusal::new(Fault::Nodes, STOPPING),
         })
     }
 }
 
 /// Whether the shape has room here, and what the client sent fits the model.
-fn check(shared: &Shared, model: &Model, geometry: Geometry, share: &InputShare) -> Result<Parsed, NodeMessage> {
-    let ours = |error: tercet_core::Error| refused(Fault::Request, error.to_string());
+fn check(shared: &Shared, model: &Model, geometry: Geometry, share: &InputShare) -> Result<Parsed, Refusal> {
+    let ours = |error: tercet_core::Error| Refusal::new(Fault::Request, error.to_string());
     let bytes = model.working_bytes(geometry).map_err(ours)?;
     if bytes > shared.limits.session_bytes {
         let (needed, room) = (bytes >> 20, shared.limits.session_bytes >> 20);
         let reason = format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
-        return Err(refused(Fault::Request, reason));
+        return Err(Refusal::new(Fault::Request, reason));
     }
     parse(shared.me, model.share.manifest(), &model.interface, share).map_err(ours)
 }
@@ -227,8 +244,7 @@ async fn hung_up(channel: &mut ByteChannel) {
     /// Longer than anything lives.
     const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
     let next: Result<Option<Bytes>, NetError> = channel.receiver.next_bytes(0, FOREVER).await;
-    match next {
-        Ok(None) => std::future::pending().await,
-        Ok(Some(_)) | Err(_) => {}
+    if let Ok(None) = next {
+        std::future::pending().await
     }
 }

@@ -1,6 +1,7 @@
 //! P0 and P2 check what P1 proposes, and take part in it when all three have agreed.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,13 +68,14 @@ impl Shared {
         let session = plan.session;
         let refusal = {
             let mut proposals = self.proposals();
-            if proposals.len() >= PROPOSALS_AT_ONCE {
-                Some(Refusal { fault: Fault::Busy, ..Refusal::nodes("too many plans at once") })
-            } else if proposals.contains_key(&session) {
-                Some(Refusal::nodes("this session was proposed before"))
-            } else {
-                proposals.insert(session, Proposal { from: from.clone(), accepted: None });
-                None
+            let full = proposals.len() >= PROPOSALS_AT_ONCE;
+            match proposals.entry(session) {
+                _ if full => Some(Refusal { fault: Fault::Busy, ..Refusal::nodes("too many plans at once") }),
+                Entry::Occupied(_) => Some(Refusal::nodes("this session was proposed before")),
+                Entry::Vacant(free) => {
+                    free.insert(Proposal { from: from.clone(), accepted: None });
+                    None
+                }
             }
         };
         let (shared, from) = (self.clone(), from.clone());

@@ -70,7 +70,6 @@ struct PeerState {
 }
 
 impl Shared {
-    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub(crate) fn new(
         me: PartyId,
         endpoint: Endpoint,
