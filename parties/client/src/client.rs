@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tercet_model::RowInput;
 use tercet_model::graph::{Input, Output};
 use tercet_net::{
-    ClientMessage, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, OutputShare, PartyId,
-    PeerAddress, PublicKey, Usage, codec,
+    ClientMessage, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus, OutputShare,
+    PartyId, PeerAddress, PublicKey, Usage, codec,
 };
 use tokio::task::JoinSet;
 
@@ -110,6 +110,19 @@ impl Client {
         common.sort_by(|a, b| a.name.cmp(&b.name));
         common.dedup();
         Ok(common)
+    }
+
+    /// How one node is doing, as it says itself.
+    ///
+    /// # Errors
+    /// The node cannot be reached or does not answer.
+    pub async fn status(&self, party: PartyId) -> Result<NodeStatus, Error> {
+        let message = codec::encode(&ClientMessage::Status).map_err(|error| Error::Misuse(error.to_string()))?;
+        let channel = u128::from_le_bytes(fresh_id());
+        match self.0.links.ask(party, channel, message, QUESTION_DEADLINE).await?.message {
+            NodeMessage::Status(status) => Ok(status),
+            _ => Err(Error::unexpected(party, "another answer than its status")),
+        }
     }
 
     /// What a model takes and gives, as all three nodes say alike. Kept for later calls.
