@@ -7,7 +7,7 @@ use tercet_core::{Error, Geometry, Result, Session};
 use tercet_engine::{Manifest, ModelNumerics, ModelShare, Parsed, SplitError, execute, parse, split, walk};
 use tercet_helper::Masked;
 use tercet_helper::suite::{HelperSuite, Input};
-use tercet_model::graph::Op;
+use tercet_model::graph::{Graph, Op, TensorSpec};
 use tercet_model::{Interface, Model, Oracle, OracleInput, Precision, RowInput};
 use tercet_net::{InputShare, OutputShare, PartyId, Stream};
 use tercet_plain::{PlainInput, PlainRows, PlainSuite, PlainWeight, PlainWeights, Value};
@@ -25,7 +25,7 @@ impl EncodedModel {
     /// # Errors
     /// A tensor is absent or does not fit its ring.
     pub fn new(model: &Model, numerics: &ModelNumerics) -> std::result::Result<EncodedModel, SplitError> {
-        let encode = |spec: &tercet_model::graph::TensorSpec| {
+        let encode = |spec: &TensorSpec| {
             let missing = || tercet_model::TensorError::Unknown(spec.name.clone());
             let format = numerics.tensors.get(&spec.name).ok_or_else(missing)?;
             let values = model.tensor(&spec.name)?;
@@ -53,7 +53,7 @@ pub struct Request {
 
 impl Request {
     /// Inputs, padded to the longest of them.
-    pub fn new(graph: &tercet_model::graph::Graph, inputs: &[OracleInput]) -> Request {
+    pub fn new(graph: &Graph, inputs: &[OracleInput]) -> Request {
         let rows = inputs.iter().map(|input| input_rows(input, graph)).max().unwrap_or(0);
         Request { inputs: inputs.to_vec(), rows }
     }
@@ -65,13 +65,18 @@ impl Request {
         self
     }
 
+    /// One of the inputs alone, without padding.
+    pub fn only(&self, at: usize, graph: &Graph) -> Request {
+        Request::new(graph, &self.inputs[at..=at])
+    }
+
     /// Its public shape.
     pub fn geometry(&self) -> Geometry {
         Geometry { batch: self.inputs.len(), rows: self.rows }
     }
 }
 
-fn input_rows(input: &OracleInput, graph: &tercet_model::graph::Graph) -> usize {
+fn input_rows(input: &OracleInput, graph: &Graph) -> usize {
     match input {
         OracleInput::Tokens(ids) => ids.len(),
         OracleInput::Patches(_) => graph.max_rows(),
@@ -128,6 +133,11 @@ impl Encoder {
         &self.model
     }
 
+    /// A party's share.
+    pub fn share(&self, party: PartyId) -> &ModelShare {
+        &self.shares[party.index()]
+    }
+
     /// The public part.
     pub fn manifest(&self) -> &Manifest {
         self.shares[0].manifest()
@@ -151,7 +161,14 @@ impl Encoder {
     /// # Panics
     /// Where a party fails, or the doubled copies of a value differ.
     pub fn private(&self, world: &World, request: &Request) -> PrivateRun {
-        let inputs = self.input_shares(request);
+        self.private_on(world, request, &self.input_shares(request))
+    }
+
+    /// The same on input shares that are there already.
+    ///
+    /// # Panics
+    /// As [`Encoder::private`].
+    pub fn private_on(&self, world: &World, request: &Request, inputs: &[InputShare; 3]) -> PrivateRun {
         let run = world.run(|s| {
             let share = &self.shares[s.party().index()];
             match parse(s.party(), share.manifest(), &self.interface, &inputs[s.party().index()])? {

@@ -12,6 +12,7 @@ use tercet_ring::{Pool, Seed};
 pub struct World {
     deadline: Duration,
     pool: Pool,
+    seeds: Option<[[u8; 32]; 2]>,
 }
 
 /// What a run gave.
@@ -26,7 +27,7 @@ pub struct Run<R> {
 
 impl Default for World {
     fn default() -> World {
-        World { deadline: Duration::from_secs(30), pool: Pool::default() }
+        World { deadline: Duration::from_secs(30), pool: Pool::default(), seeds: None }
     }
 }
 
@@ -36,12 +37,19 @@ impl World {
         World { pool: Pool::new(threads), ..World::default() }
     }
 
-    /// Runs `program` at all three parties, with fresh seeds.
+    /// The same with given pair seeds instead of fresh ones: every run draws the same masks. For comparing runs, and for
+    /// nothing else.
+    pub fn seeded(self, seeds: [[u8; 32]; 2]) -> World {
+        World { seeds: Some(seeds), ..self }
+    }
+
+    /// Runs `program` at all three parties, with fresh seeds unless some were given.
     ///
     /// # Panics
     /// Where a party fails, or the parties disagree on what travelled.
     pub fn run<R: Send>(&self, program: impl Fn(&mut Session) -> Result<R> + Sync) -> Run<R> {
-        let (first, second) = (Seed::random(), Seed::random());
+        let [first, second] =
+            self.seeds.map_or_else(|| [Seed::random(), Seed::random()], |seeds| seeds.map(Seed::from_bytes));
         let copy = |seed: &Seed| Some(Seed::from_bytes(*seed.as_bytes()));
         let logs: [Arc<Mutex<Vec<u8>>>; 3] = Default::default();
         let transports = memory_world(self.deadline);

@@ -1,0 +1,10 @@
+//! Whole models on the helper suite, on its fixed-point twin and in floating point: values, cost, and what may be seen.
+
+mod suite {
+    mod accuracy;
+    mod batches;
+    mod cost;
+    mod headroom;
+    mod models;
+    mod secrecy;
+}

@@ -1,0 +1,81 @@
+//! The twin against floating point, and shares against the twin, value by value.
+
+use tercet_engine::Profile;
+use tercet_testkit::World;
+use tercet_testkit::encoder::{Encoder, Request, Trace};
+
+use super::models::{ALL, encoder, request, share};
+
+/// Largest difference at any element of any input, by node, relative to the largest element of the value where that is
+/// beyond 1.
+fn distances(a: &Trace, b: &Trace) -> Vec<f64> {
+    let of_inputs = |(a, b): (&Vec<f64>, &Vec<f64>)| {
+        assert_eq!(a.len(), b.len(), "elements of a value");
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    let size = |v: &Vec<Vec<f64>>| v.iter().flatten().map(|x| x.abs()).fold(0.0, f64::max).max(1.0);
+    a.iter().zip(b).map(|(a, b)| a.iter().zip(b).map(of_inputs).fold(0.0, f64::max) / size(b)).collect()
+}
+
+struct Bounds {
+    /// Of the twin to the float oracle.
+    twin: f64,
+    /// Of shares to the twin.
+    noise: f64,
+}
+
+fn bounds(profile: Profile) -> Bounds {
+    match profile {
+        Profile::Fast => Bounds { twin: 0.03, noise: 0.06 },
+        Profile::Precise => Bounds { twin: 2e-3, noise: 2e-3 },
+    }
+}
+
+/// Holds every value of both to its bound, and returns the largest relative errors: of the twin, of the shares.
+fn check(name: &str, encoder: &Encoder, request: &Request) -> [f64; 2] {
+    let profile = encoder.manifest().numerics.profile;
+    let exact = encoder.exact(request);
+    let twin = encoder.decode(request, &encoder.plain(request).expect("the twin runs"));
+    let private = encoder.decode(request, &encoder.private(&World::default(), request).values);
+    let (to_exact, to_twin) = (distances(&twin, &exact), distances(&private, &twin));
+    let bounds = bounds(profile);
+    for (node, (exact, shares)) in encoder.model().graph.nodes.iter().zip(to_exact.iter().zip(&to_twin)) {
+        assert!(*exact < bounds.twin, "{name} {profile}: the twin is off by {exact:.1e} at {}", node.name);
+        assert!(*shares < bounds.noise, "{name} {profile}: shares are off by {shares:.1e} at {}", node.name);
+    }
+    [to_exact, to_twin].map(|list| list.into_iter().fold(0.0, f64::max))
+}
+
+fn check_all(profile: Profile) {
+    for name in ALL {
+        let encoder = encoder(name, profile);
+        for (batch, rows) in [(2, 9), (1, 1), (1, 40)] {
+            let [twin, shares] = check(name, &encoder, &request(encoder.model(), batch, rows));
+            println!(
+                "{name} {profile}, {batch} of {rows}: twin {twin:.1e} from floating point, shares {shares:.1e} from it"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_value_follows_the_oracle_in_fast() {
+    check_all(Profile::Fast);
+}
+
+#[test]
+fn every_value_follows_the_oracle_in_precise() {
+    check_all(Profile::Precise);
+}
+
+#[test]
+fn a_public_table_gives_the_same_answer() {
+    for profile in [Profile::Fast, Profile::Precise] {
+        let public = share(super::models::load("bert_encoder"), profile, true).expect("it fits");
+        let secret = encoder("bert_encoder", profile);
+        let request = request(public.model(), 2, 9);
+        assert!(public.manifest().public_table().is_some() && secret.manifest().public_table().is_none());
+        assert_eq!(public.plain(&request).expect("runs"), secret.plain(&request).expect("runs"), "twins are the same");
+        check("a public table", &public, &request);
+    }
+}
