@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tercet_core::fit::Series;
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, GateSpec, InverseSpec, LinearSpec, LookupSpec, NormSpec, Numerics, EXP_LOG2_RANGE, EXP_TOP_BITS,
+    ActivationSpec, AttentionSpec, GateSpec, InverseSpec, LinearSpec, LookupSpec, NormSpec, Numerics, EXP_LOG2_RANGE, EXP_TOP_BITS, GATE_FRAC,
 };
 use tercet_model::graph::{Activation, Graph, Input, Op};
 use tercet_model::{Interface, NodeStats, NormStats, Ranges, RowInput};
@@ -114,6 +114,8 @@ pub struct NoHeadroom {
 
 /// Calibrated sizes are multiplied by this before rings are chosen.
 const MARGIN: f64 = 1.25;
+/// Where a ring may be chosen freely, it holds this many times the calibrated size with its margin.
+const HEADROOM: f64 = 1.5;
 /// Calibrated variances are multiplied, and divided, by this.
 const VARIANCE_MARGIN: f64 = 4.0;
 /// Segments of an inverse root start at most this many octaves below their end.
@@ -144,7 +146,7 @@ impl Choice {
                 least_weight_frac: 8,
                 norm_bits: 42,
                 norm_ring: 32,
-                norm_unit_frac: 16,
+                norm_unit_frac: 15,
                 gain_frac: 10,
                 root_per_octave: 6,
                 inverse_per_octave: 10,
@@ -181,10 +183,11 @@ pub fn choose(
     public_table: bool,
 ) -> Result<ModelNumerics, Vec<NoHeadroom>> {
     let choice = Choice::of(profile);
-    let mut chooser = Chooser { choice, graph, problems: Vec::new(), tensors: BTreeMap::new(), fracs: Vec::new(), spread: 0.0 };
+    let mut chooser = Chooser { choice, graph, problems: Vec::new(), tensors: BTreeMap::new(), fracs: Vec::new(), rings: Vec::new(), spread: 0.0 };
     chooser.fracs.push(chooser.choice.formats.frac);
+    chooser.rings.push(chooser.choice.formats.wide);
     let unseen = NodeStats::default();
-    let nodes: Vec<NodeSpec> = graph
+    let mut nodes: Vec<NodeSpec> = graph
         .nodes
         .iter()
         .map(|node| {
@@ -192,6 +195,10 @@ pub fn choose(
             let input = node.inputs.first().map_or(chooser.choice.formats.frac, |&v| chooser.fracs[v]);
             let (spec, frac) = chooser.node(&node.name, &node.op, input, node.inputs.first().copied(), stats);
             chooser.fracs.push(frac);
+            chooser.rings.push(match &spec {
+                NodeSpec::Linear(linear) => linear.ring,
+                _ => chooser.choice.formats.wide,
+            });
             spec
         })
         .collect();
@@ -199,6 +206,7 @@ pub fn choose(
     if !problems.is_empty() {
         return Err(problems);
     }
+    fit_activations(graph, &mut nodes);
     let frac = choice.formats.frac;
     // A padded key must fall at least 16 below the largest score, where its exponential is zero.
     let padding = (spread + 16.0).ceil();
@@ -214,6 +222,8 @@ struct Chooser<'a> {
     tensors: BTreeMap<String, TensorFormat>,
     /// Scale of every value so far.
     fracs: Vec<u32>,
+    /// Ring of every value so far, where a linear layer left it; else the wide one.
+    rings: Vec<u32>,
     /// Largest difference between two scores, with margin.
     spread: f64,
 }
@@ -257,7 +267,7 @@ impl Chooser<'_> {
                 (NodeSpec::None, input_frac)
             }
             Op::Activation(kind) => {
-                let ring = self.narrow_ring(input);
+                let ring = input.and_then(|v| self.rings.get(v)).copied().unwrap_or(wide);
                 (NodeSpec::Activation(activation(*kind, self.choice.profile, ring)), frac)
             }
             Op::MeanRows => {
@@ -282,16 +292,13 @@ impl Chooser<'_> {
         self.tensors.insert(name.to_owned(), TensorFormat { lane_bits, ring, frac, factor, matrix });
     }
 
-    /// The ring in which a linear layer leaves the value with this id.
-    fn narrow_ring(&self, value: Option<usize>) -> u32 {
-        let node = value.and_then(|v| v.checked_sub(1)).map(|i| &self.graph.nodes[i].op);
-        match node {
-            Some(Op::Linear { weight, .. }) => {
-                let format = self.tensors.get(weight).map_or(self.choice.weight_frac, |t| t.frac);
-                self.choice.formats.wide - format
-            }
-            _ => self.choice.formats.wide - self.choice.weight_frac,
-        }
+    /// Whether the node reads an activation, or an activation reads it.
+    fn beside_activation(&self, name: &str) -> bool {
+        let nodes = &self.graph.nodes;
+        let activates = |value: usize| value.checked_sub(1).is_some_and(|i| matches!(nodes[i].op, Op::Activation(_)));
+        let Some(index) = nodes.iter().position(|n| n.name == name) else { return false };
+        let read = nodes.iter().any(|n| n.inputs.contains(&(index + 1)) && matches!(n.op, Op::Activation(_)));
+        read || nodes[index].inputs.iter().any(|&v| activates(v))
     }
 
     /// A table is looked up at the finest scale that the LayerNorm after it can centre in the wide ring.
@@ -317,7 +324,10 @@ impl Chooser<'_> {
         let truncate = input_frac + weight_frac - frac;
         self.tensor(weight, wide, weight_frac, 1.0, true);
         self.tensor(bias, wide, input_frac + weight_frac, 1.0, false);
-        LinearSpec { weight_frac, truncate, ring: wide - truncate }
+        // Beside an activation a smaller ring is fewer bytes; elsewhere what is saved here is paid for by the extension.
+        let needed = 2 + frac + (HEADROOM * size.max(1.0)).log2().ceil() as u32;
+        let ring = if self.beside_activation(name) { needed.min(wide - truncate) } else { wide - truncate };
+        LinearSpec { weight_frac, truncate, ring }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -373,11 +383,34 @@ impl Chooser<'_> {
     }
 }
 
+/// An activation read by linear layers alone leaves in the ring of their product, if that is smaller than its own; the
+/// linear layer that it reads leaves a ring that holds the body of its function.
+fn fit_activations(graph: &Graph, nodes: &mut [NodeSpec]) {
+    for index in 0..nodes.len() {
+        let readers = graph.nodes.iter().zip(nodes.iter()).filter(|(node, _)| node.inputs.contains(&(index + 1)));
+        let product = |spec: &NodeSpec| match spec {
+            NodeSpec::Linear(linear) => linear.ring + linear.truncate,
+            _ => u32::MAX,
+        };
+        let needed = readers.map(|(_, spec)| product(spec)).max().unwrap_or(u32::MAX);
+        let NodeSpec::Activation(ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate)) = &mut nodes[index] else {
+            continue;
+        };
+        gate.ring = gate.ring.min(needed);
+        // The argument is added to the series' value, in its ring.
+        let body_ring = gate.body_ring;
+        let source = graph.nodes[index].inputs.first().and_then(|value| value.checked_sub(1));
+        if let Some(NodeSpec::Linear(linear)) = source.map(|at| &mut nodes[at]) {
+            linear.ring = linear.ring.max(body_ring);
+        }
+    }
+}
+
 /// The numbers of an activation of values in a ring of `ring` bits.
 fn activation(kind: Activation, profile: Profile, ring: u32) -> ActivationSpec {
     let (out, compare_ring) = match profile {
         Profile::Fast => (32, ring),
-        Profile::Precise => (47, 30),
+        Profile::Precise => (47, ring.min(30)),
     };
     if kind == Activation::Relu {
         return ActivationSpec::Relu { ring: if profile == Profile::Fast { 32 } else { 64 } };
@@ -389,7 +422,8 @@ fn activation(kind: Activation, profile: Profile, ring: u32) -> ActivationSpec {
         (Profile::Fast, true) => (6, 14, 12),
         (Profile::Precise, true) => (7, 20, 18),
     };
-    let edge_at = f64::from(edge);
+    // Comparisons are coarse: the series must hold a little beyond its edge.
+    let edge_at = f64::from(edge) + 2.0 * power(-(GATE_FRAC as i32));
     let series = match kind {
         Activation::Gelu => Series::fit_even(|x| gelu(x) - x / 2.0, edge_at, 4, terms),
         Activation::GeluTanh => Series::fit_even(|x| gelu_tanh(x) - x / 2.0, edge_at, 4, terms),
@@ -432,7 +466,7 @@ impl ModelNumerics {
         let size = (rows as f64 * max_value).log2().ceil() as u32;
         let rows_log2 = (rows as f64).log2().ceil() as u32;
         let (exp_frac, exp_guard, out_ring, scale) = match self.profile {
-            Profile::Fast => (if long { 11 } else { 12 }, (11, 25), 32, 20),
+            Profile::Fast => (if long { 11 } else { 12 }, (11, 24), 32, 20),
             Profile::Precise => (16, (16, 30), 36, 28),
         };
         let value_ring = exp_frac + frac + 2 + size;

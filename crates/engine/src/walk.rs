@@ -1,5 +1,6 @@
 //! Walking a graph on a suite: the same walk runs the protocol, its plaintext twin, and the price list.
 
+use tercet_core::spec::ActivationSpec;
 use tercet_core::{Error, Geometry, Result, Suite};
 use tercet_model::graph::{Graph, Op};
 
@@ -59,7 +60,8 @@ fn step<S: Suite>(
     let keeps = |x: &Value<S::Tensor>, tensor: S::Tensor, wide: bool| Value { tensor, wide, rows: x.rows };
     Ok(match (op, spec) {
         (Op::Linear { weight, bias }, NodeSpec::Linear(spec)) => {
-            let x = wide(suite, values, first)?;
+            let enough = activation_ring(numerics, first) >= spec.ring + spec.truncate;
+            let x = if enough { present(values, first)? } else { wide(suite, values, first)? };
             keeps(&x, suite.linear(&x.tensor, weight, bias, spec)?, false)
         }
         (Op::LayerNorm { gain, bias, .. }, NodeSpec::Norm(spec)) => {
@@ -99,6 +101,14 @@ fn step<S: Suite>(
         }
         _ => return Err(Error::Misuse("the numerics do not fit the graph".into())),
     })
+}
+
+/// The ring in which an activation leaves the value with this id; 0 for any other value.
+fn activation_ring(numerics: &ModelNumerics, value: usize) -> u32 {
+    match value.checked_sub(1).and_then(|node| numerics.nodes.get(node)) {
+        Some(NodeSpec::Activation(ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate))) => gate.ring,
+        _ => 0,
+    }
 }
 
 fn present<T: Clone>(values: &[Option<Value<T>>], id: usize) -> Result<Value<T>> {

@@ -149,8 +149,11 @@ pub struct LookupSpec {
     pub frac: u32,
 }
 
-/// Fractional bits to which thresholds and maxima are coarsened before they are compared.
-pub const COARSE_FRAC: u32 = 5;
+/// Fractional bits to which values are coarsened before a maximum compares them.
+pub const MAXIMUM_FRAC: u32 = 5;
+/// Fractional bits to which values are coarsened before a gate compares them with its edge; a series is fitted twice as far
+/// beyond its edge.
+pub const GATE_FRAC: u32 = 3;
 /// `2^-t` is zero from `t = 2^EXP_LOG2_RANGE` on.
 pub const EXP_LOG2_RANGE: u32 = 4;
 /// Bits of `t` above that range: `t < 2^(EXP_LOG2_RANGE + EXP_TOP_BITS)`.

@@ -36,7 +36,7 @@ pub trait Suite {
     /// A narrow tensor made wide; free where it is wide already.
     fn widen(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// `x W + b` of a wide tensor; the result is narrow.
+    /// `x W + b` of a tensor in a ring of at least `spec.ring + spec.truncate`; the result is narrow.
     fn linear(&mut self, x: &Self::Tensor, weight: &str, bias: &str, spec: &LinearSpec) -> Result<Self::Tensor>;
 
     /// Adds row `i` of `rows` to row `i` of every input of a wide tensor with `count` rows an input.

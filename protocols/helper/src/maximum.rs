@@ -7,7 +7,7 @@
 //! *Cost*: three rounds a level by pairs, four rounds a level by fours (half the levels, twice the comparisons).
 //! *Security*: built from comparison, selection and remasking alone.
 
-use tercet_core::spec::COARSE_FRAC;
+use tercet_core::spec::MAXIMUM_FRAC;
 use tercet_core::{Cost, Result, Session};
 use tercet_ring::Element;
 
@@ -83,7 +83,7 @@ fn level<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, radix: usize) ->
 }
 
 fn coarsen(frac: u32) -> u32 {
-    frac.saturating_sub(COARSE_FRAC)
+    frac.saturating_sub(MAXIMUM_FRAC)
 }
 
 fn pairs(group: usize) -> Vec<(usize, usize)> {

@@ -75,10 +75,6 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
         let Stored { rows, cols, ring, planes } = self.weights.stored::<F>(name)?;
         Ok(Masked::new(self.session.party(), ring, planes.map(|p| Tensor::new([rows, cols], p.to_vec()))))
     }
-
-    fn wide(&self, x: &Masked<E>) -> Result<()> {
-        if x.ring() == self.numerics.wide { Ok(()) } else { Err(Error::Misuse("a narrow tensor, not widened".into())) }
-    }
 }
 
 impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
@@ -115,14 +111,16 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
     }
 
     fn linear(&mut self, x: &Masked<E>, weight: &str, bias: &str, spec: &LinearSpec) -> Result<Masked<E>> {
-        self.wide(x)?;
+        let ring = spec.ring + spec.truncate;
+        if x.ring() < ring {
+            return Err(Error::Misuse(format!("{weight} reads a ring of {ring} bits, not of {}", x.ring())));
+        }
         let (operand, inner, cols) = self.operand(weight)?;
         let bias = self.masked::<E>(bias)?;
         let (rows, width) = self.shape(x);
         if width != inner {
             return Err(Error::Misuse(format!("{weight} takes {inner} columns, not {width}")));
         }
-        let ring = spec.ring + spec.truncate;
         let z = matrix_product(self.session, x, operand, [1, rows, inner, cols], ring)?;
         let z = z.add_columns(&bias).reshape([rows, cols]);
         truncate::truncate(self.session, z, spec.truncate, spec.ring)

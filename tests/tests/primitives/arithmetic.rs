@@ -16,7 +16,9 @@ fn ramp(len: usize, low: i64, high: i64) -> Vec<i64> {
 
 #[test]
 fn truncation_is_within_a_unit_and_a_half_and_unbiased() {
-    for (len, by, ring) in SIZES.map(|n| (n, 12, 20)).into_iter().chain([(30_000, 12, 20), (30_000, 0, 20), (500, 7, 25)]) {
+    for (len, by, ring) in
+        SIZES.map(|n| (n, 12, 20)).into_iter().chain([(30_000, 12, 20), (30_000, 0, 20), (500, 7, 25)])
+    {
         let values = ramp(len, -(1 << (ring + by - 1)), (1 << (ring + by - 1)) - 1);
         let x = share::<u32>(&values, &[len], ring + by, 1);
         let run = World::default().run(|s| {
@@ -45,7 +47,9 @@ fn truncation_is_within_a_unit_and_a_half_and_unbiased() {
 
 #[test]
 fn extension_is_exact_over_its_whole_range() {
-    for (len, from, to) in SIZES.map(|n| (n, 20, 32)).into_iter().chain([(20_000, 20, 33), (300, 25, 64), (9, 48, 64), (9, 32, 32)]) {
+    for (len, from, to) in
+        SIZES.map(|n| (n, 20, 32)).into_iter().chain([(20_000, 20, 33), (300, 25, 64), (9, 48, 64), (9, 32, 32)])
+    {
         let values = ramp(len, -(1 << (from - 2)) + 1, (1 << (from - 2)) - 1);
         let x = share::<u64>(&values, &[len], from, 2);
         let run = World::default().run(|s| extend::extend::<u64, u64>(s, &x[s.party().index()], to));

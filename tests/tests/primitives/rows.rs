@@ -9,9 +9,11 @@ use tercet_testkit::sharing::{reveal, share};
 
 #[test]
 fn inverse_powers_hold_their_relative_error() {
-    for (power, low, high, per_octave, ring, ring_out, frac_out, bound) in
-        [(0.5, 12, 34, 5, 56, 26, 30, 1.2e-3), (1.0, 11, 20, 8, 64, 52, 32, 2.5e-3), (0.5, 14, 34, 16, 60, 30, 34, 2e-4)]
-    {
+    for (power, low, high, per_octave, ring, ring_out, frac_out, bound) in [
+        (0.5, 12, 34, 5, 56, 26, 30, 1.2e-3),
+        (1.0, 11, 20, 8, 64, 52, 32, 2.5e-3),
+        (0.5, 14, 34, 16, 60, 30, 34, 2e-4),
+    ] {
         let spec = InverseSpec::new(power, low, high, per_octave, ring, ring_out, frac_out);
         let count = 1_500;
         let values: Vec<i64> = (0..count)
@@ -40,14 +42,14 @@ fn layer_norm_matches_floating_point() {
         let spread = 0.2 * f64::from(r as u32 + 1);
         ((r * 31 + c * 17) % 101) as f64 / 50.0 * spread - spread + 0.3
     };
-    let x: Vec<i64> =
-        (0..rows * width).map(|i| (value(i / width, i % width) * 1024.0).round() as i64).collect();
+    let x: Vec<i64> = (0..rows * width).map(|i| (value(i / width, i % width) * 1024.0).round() as i64).collect();
     let gains: Vec<f64> = (0..width).map(|c| 0.5 + c as f64 / width as f64).collect();
     let biases: Vec<f64> = (0..width).map(|c| (c % 7) as f64 / 10.0 - 0.3).collect();
     let (unit_frac, gain_frac) = (16, 10);
     let root = (width as f64).sqrt();
     let gain: Vec<i64> = gains.iter().map(|g| (g * root * f64::from(1u32 << gain_frac)).round() as i64).collect();
-    let bias: Vec<i64> = biases.iter().map(|b| (b * f64::from(1u32 << (unit_frac + gain_frac))).round() as i64).collect();
+    let bias: Vec<i64> =
+        biases.iter().map(|b| (b * f64::from(1u32 << (unit_frac + gain_frac))).round() as i64).collect();
     // d at scale 12 or so; v up to 2^42, shifted to 2^34; root at scale 32 of v.
     let spec = NormSpec {
         shift: 7,
