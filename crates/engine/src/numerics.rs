@@ -420,7 +420,7 @@ fn activation(kind: Activation, profile: Profile, ring: u32) -> ActivationSpec {
         (Profile::Fast, false) => (4, 6, 11),
         (Profile::Precise, false) => (5, 10, 18),
         (Profile::Fast, true) => (6, 14, 12),
-        (Profile::Precise, true) => (7, 20, 18),
+        (Profile::Precise, true) => (6, 18, 18),
     };
     // Comparisons are coarse: the series must hold a little beyond its edge.
     let edge_at = f64::from(edge) + 2.0 * power(-(GATE_FRAC as i32));

@@ -2,7 +2,7 @@
 
 use tercet_core::fit::Series;
 use tercet_core::functions::{cos_sin_turns, round};
-use tercet_core::spec::{ActivationSpec, COARSE_FRAC, GateSpec};
+use tercet_core::spec::{ActivationSpec, GATE_FRAC, GateSpec};
 
 use crate::value::{Value, truncate, wrap};
 
@@ -17,9 +17,9 @@ pub(crate) fn activation(x: &Value, frac: u32, spec: &ActivationSpec) -> Value {
 
 /// `2 g = inside (2h + x) + above 2x` for a gate; `2 g = inside 2h + 2 (above - below)` for an odd function; then halved.
 fn gated(x: i64, frac: u32, gate: &GateSpec, odd: bool) -> i64 {
-    let by = frac.saturating_sub(COARSE_FRAC);
+    let by = frac.saturating_sub(GATE_FRAC);
     let coarse = truncate(wrap(x, gate.compare_ring), by, gate.compare_ring - by);
-    let edge = i64::from(gate.edge) << frac.min(COARSE_FRAC);
+    let edge = i64::from(gate.edge) << frac.min(GATE_FRAC);
     let (low, high) = (coarse >= -edge, coarse >= edge);
     let one = i64::from;
     let body = 2 * series(x, frac, gate) + if odd { 0 } else { x };
