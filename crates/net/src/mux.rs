@@ -32,7 +32,7 @@ const COALESCE_BYTES: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Bytes of a stream; the first of a new number opens it.
+    /// Bytes of a stream; the first of a new number, which is empty, opens it.
     Data = 0,
     /// The sender of this stream has finished.
     Finish = 1,
@@ -174,6 +174,8 @@ impl Mux {
         }
         let id = streams.next_own;
         streams.next_own += 2;
+        // Still under the lock: numbers must reach the peer in rising order, whichever stream speaks first.
+        self.shared.post(id, Kind::Data, Bytes::new());
         Ok(self.shared.add(&mut streams, id))
     }
 
@@ -556,7 +558,8 @@ impl Shared {
                 Kind::Data => {
                     stream.granted =
                         stream.granted.checked_sub(frame.payload.len()).ok_or("bytes beyond the credit")?;
-                    if let Some(inbox) = &stream.inbox {
+                    // An empty frame opens a stream and has no credit to be bounded by: it is not kept.
+                    if let Some(inbox) = stream.inbox.as_ref().filter(|_| !frame.payload.is_empty()) {
                         let bytes = frame.payload.len();
                         if inbox.send(Arrived::Data(frame.payload)).is_ok() {
                             streams.unread += bytes;
