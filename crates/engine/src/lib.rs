@@ -9,7 +9,7 @@ mod split;
 mod store;
 mod walk;
 
-pub use manifest::{MANIFEST_LIMIT_BYTES, Manifest};
+pub use manifest::{MANIFEST_LIMIT_BYTES, MAX_ROWS_AT_ONCE, Manifest};
 pub use numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat, choose};
 pub use plan::{Plan, plan};
 pub use request::{Parsed, execute, parse};

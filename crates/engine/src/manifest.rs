@@ -14,6 +14,9 @@ use crate::walk::walk;
 /// Longest manifest that is read from outside.
 pub const MANIFEST_LIMIT_BYTES: usize = 64 << 20;
 
+/// Most rows that one run takes, over all its inputs: what a request can make a node allocate is bounded by it.
+pub const MAX_ROWS_AT_ONCE: usize = 1 << 16;
+
 /// Everything public about a shared model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -77,6 +80,12 @@ impl Manifest {
             return Err(Error::Misuse(format!(
                 "{} takes inputs of {takes} rows, not {} of {}",
                 self.name, geometry.batch, geometry.rows
+            )));
+        }
+        if geometry.batch.saturating_mul(geometry.rows) > MAX_ROWS_AT_ONCE {
+            return Err(Error::Misuse(format!(
+                "{} inputs of {} rows are more than {MAX_ROWS_AT_ONCE} rows at once; send fewer",
+                geometry.batch, geometry.rows
             )));
         }
         Ok(())
