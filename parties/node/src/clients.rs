@@ -32,8 +32,6 @@ pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection) {
     while let Ok((_, channel)) = connection.accept_channel().await {
         let asked = shared.clone();
         shared.spawn(async move {
-            asked.open_requests.send_modify(|open| *open += 1);
-            let _open = OpenRequest(asked.clone());
             if let Err(error) = answer(&asked, client, channel).await {
                 tracing::debug!(client = client.short(), %error, "a request ended early");
             }
@@ -57,6 +55,8 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
         Err(NetError::Protocol { what, .. }) => Err(what),
         Err(error) => return Err(error),
     };
+    shared.open_requests.send_modify(|open| *open += 1);
+    let _open = OpenRequest(shared.clone());
     let replies = match question {
         Ok(ClientMessage::Models) => vec![NodeMessage::Models(shared.models.cards())],
         Ok(ClientMessage::Status) => vec![NodeMessage::Status(shared.status())],
