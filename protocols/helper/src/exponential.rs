@@ -4,8 +4,9 @@
 //! `2^lambda` and deals it, together with its products with the masks of two case bits, "no borrow" and "borrow", each
 //! of which is also zero where the high part of `t` is not. Zero from `t = 16` on.
 //!
-//! *Error*: below `2^-10` of the result plus 1.5 units. *Cost*: three rounds. *Security*: an evaluator receives
-//! halves of fresh sharings and the other's halves under uniform masks.
+//! *Error*, with guard bits `(g, h)`: up to `2^-(g+1)` of the result (rounding of the dealt power), plus `2^(15-h)` (that of the
+//! public one, times a power below `2^16`), plus 1.5 units. *Cost*: three rounds. *Security*: an evaluator receives halves of
+//! fresh sharings and the other's halves under uniform masks.
 
 use tercet_core::functions::{exp2, round};
 use tercet_core::spec::{EXP_LOG2_RANGE, EXP_TOP_BITS};

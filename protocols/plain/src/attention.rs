@@ -65,3 +65,56 @@ fn exponential(below: i64, frac: u32, spec: &AttentionSpec) -> i64 {
     }
     round(exp2(-(t as f64) / f64::from(1u32 << frac)) * f64::from(spec.exp_frac).exp2())
 }
+
+#[cfg(test)]
+mod tests {
+    use tercet_core::spec::InverseSpec;
+
+    use super::*;
+
+    fn spec() -> AttentionSpec {
+        AttentionSpec {
+            score_ring: 20,
+            exp_frac: 12,
+            exp_guard: (11, 25),
+            exp_ring: 32,
+            value_ring: 32,
+            inverse: InverseSpec::new(1.0, 11, 17, 24, 64, 52, 32),
+            normalize_ring: 52,
+            ring: 32,
+            radix: 4,
+        }
+    }
+
+    #[test]
+    fn exponentials_are_rounded_once_and_end_at_sixteen() {
+        let at = |t: f64| exponential((t * 1024.0) as i64, 10, &spec());
+        assert_eq!(at(0.5), 2048);
+        assert_eq!((at(12.4), at(12.5)), (1, 0), "more than half a unit, and half of one, which goes to even");
+        assert_eq!((at(15.49), at(15.5), at(400.0), at(1020.0)), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn softmax_in_base_two_matches_floating_point() {
+        let (rows, width) = (5, 3);
+        let qkv: Vec<i64> = (0..rows * 3 * width).map(|i| (i as i64 * 7919) % 3001 - 1500).collect();
+        let real = |i: usize| qkv[i] as f64 / 1024.0;
+        // The last key is padding.
+        let bias = [0, 0, 0, 0, -(40 << 10)];
+        let x = Value::new(rows, 3 * width, 32, qkv.clone());
+        let got = attention(&x, &bias, rows, 1, 10, &spec());
+        for row in 0..rows {
+            let score = |key: usize| -> f64 {
+                (0..width).map(|c| real(row * 3 * width + c) * real(key * 3 * width + width + c)).sum()
+            };
+            let weights: Vec<f64> = (0..rows - 1).map(|key| score(key).exp2()).collect();
+            for c in 0..width {
+                let value = |key: usize| real(key * 3 * width + 2 * width + c);
+                let exact = weights.iter().enumerate().map(|(key, w)| w * value(key)).sum::<f64>()
+                    / weights.iter().sum::<f64>();
+                let error = (got.row(row)[c] as f64 / 1024.0 - exact).abs();
+                assert!(error < 2e-3, "row {row}: {error}");
+            }
+        }
+    }
+}

@@ -29,3 +29,36 @@ pub(crate) fn layer_norm(x: &Value, gain: &[i64], bias: &[i64], spec: &NormSpec)
 pub(crate) fn inverse(v: i64, spec: &InverseSpec) -> i64 {
     value::truncate(wrap(spec.segments.at(v), spec.ring), spec.truncate, spec.ring_out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_out_with_mean_zero_and_length_one() {
+        let (width, gain_frac, unit_frac) = (64, 10, 16);
+        let x: Vec<i64> = (0..2 * width).map(|i| ((i * 7919) % 2003) as i64 * 3 + 5000).collect();
+        let spec = NormSpec {
+            shift: 4,
+            epsilon: 1,
+            v_shift: 8,
+            inverse: InverseSpec::new(0.5, 12, 34, 20, 56, 26, 28),
+            unit_truncate: 32 - unit_frac,
+            unit_ring: 48,
+            unit_frac,
+            gain_frac,
+            truncate: 16,
+            ring: 32,
+        };
+        let (gain, bias) = (vec![8 << gain_frac; width], vec![1 << (unit_frac + gain_frac); width]);
+        let got = layer_norm(&Value::new(2, width, 32, x.clone()), &gain, &bias, &spec);
+        for (got, x) in got.data().chunks(width).zip(x.chunks(width)) {
+            let mean = x.iter().sum::<i64>() as f64 / width as f64;
+            let variance = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / width as f64;
+            for (got, x) in got.iter().zip(x) {
+                let exact = (*x as f64 - mean) / variance.sqrt() + 1.0;
+                assert!((*got as f64 / 1024.0 - exact).abs() < 2e-3);
+            }
+        }
+    }
+}

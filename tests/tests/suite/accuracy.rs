@@ -4,7 +4,7 @@ use tercet_engine::Profile;
 use tercet_testkit::World;
 use tercet_testkit::encoder::{Encoder, Request, Trace};
 
-use super::models::{ALL, encoder, request, share};
+use super::models::{ALL, DIGITS, encoder, request, share};
 
 /// Largest difference at any element of any input, by node, relative to the largest element of the value where that is
 /// beyond 1.
@@ -77,5 +77,25 @@ fn a_public_table_gives_the_same_answer() {
         assert!(public.manifest().public_table().is_some() && secret.manifest().public_table().is_none());
         assert_eq!(public.plain(&request).expect("runs"), secret.plain(&request).expect("runs"), "twins are the same");
         check("a public table", &public, &request);
+    }
+}
+
+#[test]
+fn digits_are_read_as_the_oracle_reads_them() {
+    const COUNT: usize = 40;
+    let best = |scores: &Vec<f64>| (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    for profile in [Profile::Fast, Profile::Precise] {
+        let encoder = encoder(DIGITS, profile);
+        let request = request(encoder.model(), COUNT, 0);
+        let exact = encoder.exact(&request).pop().expect("a graph has nodes");
+        let private = encoder.decode(&request, &encoder.private(&World::default(), &request).values);
+        let private = private.last().expect("a graph has nodes");
+        let labels = tercet_examples::digits::test_split();
+        let mut right = 0;
+        for ((exact, private), digit) in exact.iter().zip(private).zip(&labels) {
+            assert_eq!(best(exact), best(private), "{profile}: shares read another digit than floating point");
+            right += usize::from(best(private) == Some(digit.label as usize));
+        }
+        assert!(right * 100 >= COUNT * 95, "{profile}: {right} of {COUNT} digits are right");
     }
 }
