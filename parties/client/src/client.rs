@@ -241,22 +241,18 @@ impl Client {
         if let Some(table) = self.0.tables.get(&face.digest()) {
             return Ok(table);
         }
-        let message = |_| ClientMessage::Table { model: face.name().into() };
-        let mut tables = Vec::new();
-        for (party, answer) in PartyId::ALL.into_iter().zip(self.ask_all(message, QUESTION_DEADLINE).await?) {
-            match answer.message {
-                NodeMessage::Table(bytes) => tables.push(bytes),
-                _ => return Err(Error::unexpected(party, "another answer than a table")),
-            }
-        }
+        let message = ClientMessage::Table { model: face.name().into() };
+        let expected = Table::len_bytes(face)?;
+        let fetch = |party| self.0.links.table(party, &message, expected, QUESTION_DEADLINE);
+        let (p0, p1, p2) = tokio::try_join!(fetch(PartyId::P0), fetch(PartyId::P1), fetch(PartyId::P2))?;
+        let mut tables = [p0, p1, p2];
         for other in 1..3 {
             if tables[other] != tables[0] {
                 let what = format!("the public table of model {}", face.name());
                 return Err(Error::Disagreement { parties: [PartyId::P0, PartyId::ALL[other]], what });
             }
         }
-        let table = Arc::new(tables.swap_remove(0));
-        Table::new(face, &table)?;
+        let table = Arc::new(std::mem::take(&mut tables[0]));
         self.0.tables.insert(face.digest(), table.clone());
         Ok(table)
     }

@@ -147,18 +147,26 @@ pub(crate) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
+    /// Bytes of the public table of a model.
+    pub(crate) fn len_bytes(face: &ModelFace) -> Result<usize, Error> {
+        match (&face.interface.input, &face.interface.rows) {
+            (Input::Tokens { vocab, .. }, RowInput::Matrix { width, .. }) => {
+                Ok(vocab.saturating_mul(*width).saturating_mul(face.interface.wide as usize / 8))
+            }
+            _ => Err(Error::Misuse(format!("model {} has no public table", face.name))),
+        }
+    }
+
     /// Checks that the bytes are a table of this model.
     pub(crate) fn new(face: &ModelFace, bytes: &'a [u8]) -> Result<Self, Error> {
-        let interface = &face.interface;
-        let (Input::Tokens { vocab, .. }, RowInput::Matrix { width, .. }) = (&interface.input, &interface.rows) else {
-            return Err(Error::Misuse(format!("model {} has no public table", face.name)));
-        };
-        let expected = vocab.saturating_mul(*width).saturating_mul(interface.wide as usize / 8);
-        if bytes.len() != expected {
-            let what = format!("a table of {} bytes where {expected} are due", bytes.len());
-            return Err(Error::Unusable { model: face.name.clone(), what });
+        let expected = Self::len_bytes(face)?;
+        match face.interface.rows {
+            RowInput::Matrix { width, .. } if bytes.len() == expected => Ok(Self { bytes, width }),
+            _ => {
+                let what = format!("a table of {} bytes where {expected} are due", bytes.len());
+                Err(Error::Unusable { model: face.name.clone(), what })
+            }
         }
-        Ok(Self { bytes, width: *width })
     }
 
     /// Row `id`, which is below the vocabulary.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use tercet_net::{ChannelId, Connection, Endpoint, EndpointConfig, NetError, NodeMessage, PartyId, PeerAddress, codec};
+use tercet_net::{
+    ChannelId, ClientMessage, Connection, Endpoint, EndpointConfig, NetError, NodeMessage, PartyId, PeerAddress, codec,
+};
 use tercet_ring::Seed;
 use tokio::sync::Mutex;
 
@@ -67,6 +69,36 @@ impl Links {
             NodeMessage::Refused { fault, reason } => Err(Error::Refused { party, fault, reason: clean(&reason) }),
             _ => Ok(answer),
         }
+    }
+
+    /// Fetches a public table of `expected` bytes, which comes in pieces.
+    pub(crate) async fn table(
+        &self,
+        party: PartyId,
+        message: &ClientMessage,
+        expected: usize,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        let node = |source: NetError| Error::Node { party, source };
+        let message = codec::encode(message).map_err(|error| Error::Misuse(error.to_string()))?;
+        let connection = self.connection(party).await?;
+        let id = ChannelId::request(u128::from_le_bytes(fresh_id()));
+        let mut channel = connection.open_channel(id).await.map_err(node)?;
+        channel.send_bytes(message.into()).await.map_err(node)?;
+        let mut table = Vec::new();
+        while table.len() < expected {
+            match channel.receiver.recv(codec::LARGEST_BYTES, deadline).await.map_err(node)? {
+                NodeMessage::Table(piece) if !piece.is_empty() && piece.len() <= expected - table.len() => {
+                    table.extend(piece);
+                }
+                NodeMessage::Refused { fault, reason } => {
+                    return Err(Error::Refused { party, fault, reason: clean(&reason) });
+                }
+                _ => return Err(Error::unexpected(party, "another answer than its public table")),
+            }
+        }
+        channel.sender.finish();
+        Ok(table)
     }
 
     pub(crate) async fn shutdown(&self) {

@@ -214,6 +214,20 @@ impl Provider for Pair {
     }
 }
 
+/// One value as it was written; none for lists and tables.
+fn scalar(value: Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text),
+        Value::Char(_, char) => Some(char.to_string()),
+        Value::Bool(_, bool) => Some(bool.to_string()),
+        Value::Num(_, num) => {
+            let whole = num.to_u128().map(|n| n.to_string()).or_else(|| num.to_i128().map(|n| n.to_string()));
+            whole.or_else(|| num.to_f64().map(|n| n.to_string()))
+        }
+        _ => None,
+    }
+}
+
 /// A value as the environment would give it.
 fn text_value(text: &str) -> Value {
     match Value::from_str(text) {
@@ -319,16 +333,11 @@ impl Reader {
     }
 
     fn text(&mut self, key: &str) -> Option<String> {
-        if self.figment.find_value(key).is_err() {
-            return None;
+        let text = scalar(self.figment.find_value(key).ok()?);
+        if text.is_none() {
+            self.problem(key, "one value is wanted, not a list or a table");
         }
-        match self.figment.extract_inner_lossy::<String>(key) {
-            Ok(text) => Some(text),
-            Err(_) => {
-                self.problem(key, "one value is wanted, not a list or a table");
-                None
-            }
-        }
+        text
     }
 
     /// A value that must be there.

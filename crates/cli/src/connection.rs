@@ -1,0 +1,146 @@
+//! How commands reach the nodes: the client's file, and what every request may be told.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+use tercet_client::{Client, ClientConfig, Identity, LinkProfile, NodeAddress, Options, RequestUsage};
+
+use crate::screen::{bytes, time};
+
+/// The file of a client (TOML): its key file, and the cards of the three nodes.
+///
+/// ```toml
+/// identity = "client.key"      # relative to this file
+/// profile = "wan"              # loopback, jumbo, lan1500 or wan; may be left out
+/// [peers.p0]                   # the three cards (tercet card)
+/// key = "tercet:…"
+/// address = "quic://10.0.0.1:7411"
+/// ```
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodesFile {
+    pub(crate) identity: PathBuf,
+    #[serde(default)]
+    pub(crate) profile: LinkProfile,
+    pub(crate) peers: Peers,
+}
+
+/// The three nodes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Peers {
+    pub(crate) p0: NodeAddress,
+    pub(crate) p1: NodeAddress,
+    pub(crate) p2: NodeAddress,
+}
+
+impl NodesFile {
+    /// Reads the file; the key's path becomes relative to it.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}; `tercet demo --keep DIR` writes an example", path.display()))?;
+        let mut file: Self = toml::from_str(&text).map_err(|error| {
+            let message = error.message().replace('\n', " ");
+            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            anyhow!("{} line {line}: {message}", path.display())
+        })?;
+        file.identity = path.parent().unwrap_or(Path::new("")).join(&file.identity);
+        Ok(file)
+    }
+
+    /// How a client is set up by this file.
+    pub(crate) fn client(self) -> Result<ClientConfig> {
+        let identity = Identity::load(&self.identity)?;
+        let Peers { p0, p1, p2 } = self.peers;
+        Ok(ClientConfig { profile: self.profile, ..ClientConfig::new(identity, [p0, p1, p2]) })
+    }
+}
+
+/// What every request may be told.
+#[derive(clap::Args)]
+pub(crate) struct RequestArgs {
+    /// The client's file: its key and the three nodes.
+    #[arg(long, value_name = "FILE", env = "TERCET_NODES", default_value = "nodes.toml")]
+    nodes: PathBuf,
+    /// The name of the model on the nodes.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: String,
+    /// Cut texts that are too long, instead of refusing them.
+    #[arg(long)]
+    truncate: bool,
+    /// Pad texts to a multiple of this many tokens, to hide their exact length from the nodes.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    bucket: Option<u32>,
+    /// Inputs in one request at most; longer lists become several requests.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_batch: u32,
+    /// How long to wait for the answer, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    deadline: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl RequestArgs {
+    /// Connects to the nodes of the file.
+    pub(crate) async fn connect(&self) -> Result<Client> {
+        Ok(Client::connect(NodesFile::read(&self.nodes)?.client()?).await?)
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            truncate: self.truncate,
+            deadline: Duration::from_secs(self.deadline),
+            bucket: self.bucket.map(|tokens| tokens as usize),
+            max_batch: self.max_batch as usize,
+            ..Options::default()
+        }
+    }
+}
+
+/// A runtime for one command.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start worker threads")
+}
+
+/// Requests as JSON.
+pub(crate) fn usage_json(usage: &[RequestUsage]) -> serde_json::Value {
+    let one = |used: &RequestUsage| {
+        serde_json::json!({
+            "batch": used.batch, "rows": used.rows, "batched": used.batched, "rounds": used.rounds,
+            "bytes": used.bytes, "total_bytes": used.total_bytes(),
+            "client_sent": used.sent, "client_received": used.received,
+            "session_ms": used.session.as_millis() as u64, "queued_ms": used.queued.as_millis() as u64,
+            "elapsed_ms": used.elapsed.as_millis() as u64, "work_us": used.work_us,
+        })
+    };
+    usage.iter().map(one).collect()
+}
+
+/// Requests in a line each, on the standard error output, so that results can be piped.
+pub(crate) fn say_usage(usage: &[RequestUsage]) {
+    for used in usage {
+        eprintln!(
+            "{} x {} rows in {}: {} rounds, {} between the nodes, {} up and {} down",
+            used.batch,
+            used.rows,
+            time(used.elapsed),
+            used.rounds,
+            bytes(used.total_bytes()),
+            bytes(used.sent.iter().sum()),
+            bytes(used.received.iter().sum()),
+        );
+    }
+}
+
+/// One line for each text: the texts given, or the lines of the standard input where there is none.
+pub(crate) fn texts_or_lines(given: Vec<String>) -> Result<Vec<String>> {
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    let lines: std::io::Result<Vec<String>> = std::io::stdin().lines().collect();
+    lines.context("cannot read texts from the standard input")
+}

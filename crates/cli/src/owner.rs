@@ -1,0 +1,104 @@
+//! What the owner of a model does: load it, see how large its values get, choose its numbers, split it.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tercet_engine::{Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split};
+use tercet_model::graph::Input;
+use tercet_model::{Model, Oracle, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
+use tercet_net::PartyId;
+
+use crate::screen::{bar, bytes};
+
+/// Loads a Hugging Face directory, or says everything that is wrong with it.
+pub(crate) fn load(dir: &Path) -> Result<Model> {
+    if !dir.is_dir() {
+        bail!("{} is no directory; give that of a Hugging Face model", dir.display());
+    }
+    Ok(Model::load(dir)?)
+}
+
+/// Ranges of every value over the built-in inputs and `more`.
+pub(crate) fn ranges(model: &Model, more: Vec<OracleInput>) -> Result<Ranges> {
+    let mut inputs = calibration_inputs(model);
+    inputs.extend(more);
+    let bar = bar(inputs.len() as u64, "calibrating", false);
+    let ranges = calibrate_with(&Oracle::new(model)?, &inputs, |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(ranges)
+}
+
+/// The lines of a file as inputs.
+pub(crate) fn lines_of(model: &Model, path: &Path) -> Result<Vec<OracleInput>> {
+    if !matches!(model.graph.input, Input::Tokens { .. }) {
+        bail!("--calibrate takes a file of texts, and this model takes images; leave it out");
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let inputs = text_inputs(model, &lines);
+    if inputs.is_empty() {
+        bail!("{} holds no text to calibrate with; put one on each line", path.display());
+    }
+    Ok(inputs)
+}
+
+/// The numbers of a model in a profile, or everything that does not fit.
+pub(crate) fn numbers(model: &Model, ranges: &Ranges, profile: Profile, public_table: bool) -> Result<ModelNumerics> {
+    choose(&model.graph, ranges, profile, public_table).map_err(|problems| no_headroom(&problems, profile))
+}
+
+fn no_headroom(problems: &[NoHeadroom], profile: Profile) -> anyhow::Error {
+    let listed: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
+    let mend = match profile {
+        Profile::Fast => "share it with --profile precise",
+        Profile::Precise => "its values are too large to be computed with",
+    };
+    anyhow!("the model has no headroom in profile {profile}; {mend}:{}", listed.concat())
+}
+
+/// Splits a model into `out/p0`, `out/p1` and `out/p2`.
+pub(crate) fn share(model: &Model, name: &str, numerics: ModelNumerics, out: &Path) -> Result<[PathBuf; 3]> {
+    let dirs = PartyId::ALL.map(|party| out.join(format!("p{}", party.index())));
+    for dir in &dirs {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    for party in PartyId::ALL {
+        let path = share_path(&dirs[party.index()], name, party);
+        if path.exists() {
+            bail!("{} exists already; choose another --name or --out, or remove the old shares", path.display());
+        }
+    }
+    let bar = bar(model.graph.tensors.len() as u64, "sharing", false);
+    let dirs = dirs.each_ref().map(PathBuf::as_path);
+    let paths = split(model, name, numerics, dirs, |tensor| {
+        bar.set_message(tensor.to_owned());
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+    paths.map_err(|error| match error {
+        SplitError::Store(StoreError::Io { path, source })
+            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
+            let elements: u64 = model.graph.tensors.iter().map(|tensor| (tensor.rows * tensor.cols) as u64).sum();
+            let place = path.parent().unwrap_or(&path).display().to_string();
+            // Three shares of at most two planes of eight bytes.
+            anyhow!(
+                "no space left in {place}: the three shares take up to {}; free it or choose another --out",
+                bytes(elements * 48)
+            )
+        }
+        other => other.into(),
+    })
+}
+
+/// The public part of a model that has not been shared: good for pricing, not for running.
+pub(crate) fn manifest(model: &Model, numerics: ModelNumerics) -> Manifest {
+    Manifest {
+        name: "unshared".into(),
+        sharing_id: [0; 32],
+        graph: model.graph.clone(),
+        numerics,
+        tokenizer: model.tokenizer().map(|tokenizer| tokenizer.json().to_vec()),
+    }
+}

@@ -1,0 +1,139 @@
+//! `tercet plan`: what a request costs, before it is made.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::json;
+use tercet_core::{Cost, Geometry};
+use tercet_engine::{Manifest, ModelShare, Plan, Profile, plan};
+
+use crate::owner;
+use crate::screen::{bytes, say, say_json, say_table};
+
+/// Say what a request costs before it is made: rounds, bytes on every link, memory.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A share of a model, or a Hugging Face directory.
+    model: PathBuf,
+    /// Rows of each input: tokens of a text, special ones included. A model of images has its own number.
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+    /// Inputs side by side.
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    batch: usize,
+    /// For a directory: fast or precise.
+    #[arg(long, default_value = "fast")]
+    profile: Profile,
+    /// How the costs are summed.
+    #[arg(long, value_enum, default_value_t = By::Kind)]
+    by: By,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    /// The same operation of all layers together.
+    Kind,
+    /// All operations of a layer together.
+    Layer,
+    /// Every operation.
+    Operation,
+}
+
+pub(crate) fn run(args: Args) -> Result<()> {
+    let manifest = manifest(&args.model, args.profile)?;
+    let most = manifest.graph.max_rows();
+    let rows = match (args.rows, manifest.tokenizer.is_some()) {
+        (Some(rows), _) => rows,
+        (None, false) => most,
+        (None, true) => bail!("how long is a text? give --rows, from 1 to {most} tokens"),
+    };
+    let plan = plan(&manifest, Geometry { batch: args.batch, rows })?;
+    let parts = grouped(&plan, args.by);
+    if args.json {
+        return say_json(&json!({ "model": manifest.name, "profile": manifest.numerics.profile, "plan": plan }));
+    }
+    say(format_args!("{} in profile {}: {} x {rows} rows", manifest.name, manifest.numerics.profile, args.batch));
+    say("");
+    let row = |(name, cost): &(String, Cost)| {
+        vec![
+            name.clone(),
+            cost.rounds.to_string(),
+            bytes(cost.bytes[1][2]),
+            bytes(cost.bytes[2][1]),
+            bytes(cost.bytes[0][1]),
+            bytes(cost.bytes[0][2]),
+            format!("{:.1} %", 100.0 * cost.total_bytes() as f64 / plan.total.total_bytes().max(1) as f64),
+        ]
+    };
+    let mut rows: Vec<Vec<String>> = parts.iter().map(row).collect();
+    rows.push(row(&("in all".into(), plan.total)));
+    say_table(&["operation", "rounds", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "share"], &rows);
+    say("");
+    let party = |index: usize| {
+        let [up, down] = plan.client_bytes;
+        let [up, down] = [up[index], down[index]].map(bytes);
+        vec![format!("P{index}"), bytes(plan.weight_bytes[index]), bytes(plan.working_bytes), up, down]
+    };
+    let parties: Vec<Vec<String>> = (0..3).map(party).collect();
+    say_table(&["node", "weights", "working memory", "from client", "to client"], &parties);
+    Ok(())
+}
+
+/// The public part of a shared model, or of a directory as it would be shared.
+fn manifest(path: &Path, profile: Profile) -> Result<Manifest> {
+    if path.is_file() {
+        return Ok(ModelShare::open(path)?.manifest().clone());
+    }
+    let share = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let share =
+        share.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "tercet"));
+    if let Some(share) = share.min() {
+        return Ok(ModelShare::open(&share)?.manifest().clone());
+    }
+    let model = owner::load(path)?;
+    let numerics = owner::numbers(&model, &owner::ranges(&model, Vec::new())?, profile, false)?;
+    Ok(owner::manifest(&model, numerics))
+}
+
+/// Costs by group, in the order in which the groups first occur.
+fn grouped(plan: &Plan, by: By) -> Vec<(String, Cost)> {
+    let mut groups: Vec<(String, Cost)> = Vec::new();
+    for (name, cost) in &plan.parts {
+        let name = group(name, by);
+        match groups.iter_mut().find(|(group, _)| *group == name) {
+            Some((_, sum)) => *sum = sum.then(*cost),
+            None => groups.push((name, *cost)),
+        }
+    }
+    groups
+}
+
+fn group(name: &str, by: By) -> String {
+    let layer = name.split_once('/').filter(|(head, _)| {
+        head.strip_prefix("layer").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    });
+    match (by, layer) {
+        (By::Kind, Some((_, operation))) => format!("layer/{operation}"),
+        (By::Layer, Some((layer, _))) => layer.into(),
+        (By::Layer, None) => name.split('/').next().unwrap_or(name).into(),
+        _ => name.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_told_from_the_rest() {
+        assert_eq!(group("layer11/ffn/up", By::Kind), "layer/ffn/up");
+        assert_eq!(group("layer11/ffn/up", By::Layer), "layer11");
+        assert_eq!(group("layernorm/final", By::Kind), "layernorm/final");
+        assert_eq!(group("embeddings/table", By::Layer), "embeddings");
+        assert_eq!(group("layer0/add", By::Operation), "layer0/add");
+    }
+}
