@@ -273,7 +273,7 @@ fn parts_that_do_not_match_or_do_not_come_disturb_nobody() {
             unreachable!()
         };
         let hasty = ClientMessage::Run { request_id, model, digest, deadline_ms: 200, share };
-        assert_refused(&ask(&raw.connections[2], &hasty).await, Fault::Nodes, "within 200 ms");
+        assert_refused(&ask(&raw.connections[2], &hasty).await, Fault::Nodes, "no session within 200 ms");
         cluster.assert_works().await;
     });
 }

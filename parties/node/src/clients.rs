@@ -9,8 +9,10 @@ use tercet_engine::{Parsed, parse};
 use tercet_net::{ByteChannel, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec};
 use tokio::sync::oneshot;
 
-use crate::desk::{NotHeld, RequestKey, STOPPING};
+use crate::desk::{LEAD, NotHeld, RequestKey, STOPPING};
+use crate::lead::give_up;
 use crate::models::Model;
+use crate::plan::PeerMessage;
 use crate::shared::Shared;
 
 /// How long a client may take to begin what it wants to say.
@@ -19,8 +21,14 @@ const QUESTION_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client may take to close a channel whose answer has left.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often a request that is past its time, but in a plan, is looked after.
-const OVERDUE_PAUSE: Duration = Duration::from_millis(250);
+/// How often a request that waits is looked after.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long requests wait for a node that is not connected.
+const PEER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the lead waits until the others have got their parts, too.
+const PART_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A public table travels in pieces of at most this many bytes, one message each, in order.
 const TABLE_PIECE_BYTES: usize = 48 << 20;
@@ -161,7 +169,9 @@ impl Request {
             Ok(answer) => answer,
             Err(refusal) => return Some(refusal.into()),
         };
-        let mut overdue = tokio::time::Instant::now() + self.deadline;
+        shared.tell_lead(PeerMessage::Here { requests: vec![self.key] }).await;
+        let arrived = tokio::time::Instant::now();
+        let mut look = arrived + self.deadline.min(LOOK_PAUSE);
         let mut left = std::pin::pin!(hung_up(channel));
         loop {
             tokio::select! {
@@ -173,21 +183,43 @@ impl Request {
                     tracing::info!(request = %self.key, "its client left");
                     // In a session it stays, for the sake of its neighbours.
                     drop(shared.desk.withdraw(self.key));
+                    shared.tell_lead(PeerMessage::Gone { request: self.key }).await;
                     return None;
                 }
-                () = tokio::time::sleep_until(overdue) => {
-                    if let Some(held) = shared.desk.withdraw(self.key) {
-                        drop(held);
-                        let waited = self.deadline.as_millis();
-                        let reason = format!(
-                            "no session for this request within {waited} ms: the nodes are busy, or one has not got its part"
-                        );
-                        return Some(Refusal::new(Fault::Nodes, reason).into());
+                () = tokio::time::sleep_until(look) => {
+                    if let Some(reason) = self.overdue(shared, arrived.elapsed())
+                        && let Some(held) = shared.desk.withdraw(self.key)
+                    {
+                        // The answer comes out of the channel at the next turn.
+                        if shared.me == LEAD {
+                            give_up(shared, vec![held], Fault::Nodes, &reason).await;
+                        } else {
+                            held.refuse(Fault::Nodes, reason);
+                            shared.tell_lead(PeerMessage::Gone { request: self.key }).await;
+                        }
                     }
-                    overdue = tokio::time::Instant::now() + OVERDUE_PAUSE;
+                    look = tokio::time::Instant::now() + LOOK_PAUSE;
                 }
             }
         }
+    }
+
+    /// Why a request should wait no longer.
+    fn overdue(&self, shared: &Shared, waited: Duration) -> Option<String> {
+        if waited >= self.deadline {
+            let ms = self.deadline.as_millis();
+            return Some(format!("no session within {ms} ms: the nodes are busy, or one of them has not got its part"));
+        }
+        if shared.me != LEAD || waited < PEER_PATIENCE {
+            return None;
+        }
+        let lacking = shared.desk.lacking(self.key);
+        if let Some(party) = lacking.iter().find(|party| shared.endpoint.party(**party).is_none()) {
+            let trouble = shared.endpoint.party_trouble(*party).map_or(String::new(), |error| format!(": {error}"));
+            return Some(format!("{party} is not connected to {}{trouble}", shared.me));
+        }
+        let late = lacking.first().filter(|_| waited >= PART_PATIENCE);
+        late.map(|party| format!("{party} has not got its part of the request within {} s", PART_PATIENCE.as_secs()))
     }
 
     /// Checks a request and has it wait.

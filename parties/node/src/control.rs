@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use tercet_net::{Connection, NetError, PartyId};
 
+use crate::desk::LEAD;
 use crate::lead::Verdict;
 use crate::plan::PeerMessage;
 use crate::shared::Shared;
@@ -27,6 +28,9 @@ async fn listen(shared: &Arc<Shared>, connection: &Connection, peer: PartyId) ->
     if let Err(error) = connection.send_message(&PeerMessage::Models(shared.models.cards())).await {
         return error;
     }
+    if peer == LEAD {
+        shared.tell_lead(PeerMessage::Here { requests: shared.desk.keys() }).await;
+    }
     loop {
         let message = match connection.recv_message::<PeerMessage>().await {
             Ok(message) => message,
@@ -44,13 +48,15 @@ fn hear(
     peer: PartyId,
     message: PeerMessage,
 ) -> Result<(), &'static str> {
-    let (from_lead, to_lead) = (peer == PartyId::P1, shared.me == PartyId::P1);
+    let (from_lead, to_lead) = (peer == LEAD, shared.me == LEAD);
     match message {
         PeerMessage::Models(cards) => shared.peer_holds(peer, connection, cards),
+        PeerMessage::Here { requests } if to_lead => shared.desk.announced(peer, &requests),
+        PeerMessage::Gone { request } if to_lead => shared.desk.renounced(peer, Some(request)),
         PeerMessage::Plan(plan) if from_lead => shared.proposed(plan, connection),
         PeerMessage::Start { session, nonces } if from_lead => shared.started(session, nonces),
         PeerMessage::Cancel { session } if from_lead => shared.cancelled(session),
-        PeerMessage::Drop { requests, reason } if from_lead => shared.dropped(requests, &reason),
+        PeerMessage::Drop { requests, fault, reason } if from_lead => shared.dropped(requests, fault, &reason),
         PeerMessage::Accept { session, plan_hash, nonce } if to_lead => {
             decide(shared, (session, peer), Verdict::Accepted { plan_hash, nonce });
         }

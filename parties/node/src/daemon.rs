@@ -12,7 +12,7 @@ use tercet_ring::Pool;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
-use crate::desk::{Desk, STOPPING};
+use crate::desk::{Desk, LEAD, STOPPING};
 use crate::models::{ModelError, Models};
 use crate::shared::{Limits, Phase, Shared};
 use crate::{clients, control, lead};
@@ -99,7 +99,7 @@ impl Node {
         let desk = Desk::new(config.max_queue);
         let shared = Shared::new(me, endpoint, models, desk, Pool::new(threads), settings, limits);
         shared.spawn(welcome(shared.clone()));
-        if me == PartyId::P1 {
+        if me == LEAD {
             shared.spawn(lead::lead(shared.clone()));
         }
         tracing::info!(party = %me, %address, %key, threads, "serving");

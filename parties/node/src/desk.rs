@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tercet_core::Geometry;
 use tercet_engine::Parsed;
-use tercet_net::{Fault, NodeMessage, PublicKey};
+use tercet_net::{Fault, NodeMessage, PartyId, PublicKey};
 use tokio::sync::{Notify, oneshot};
 
 use crate::models::Model;
@@ -16,8 +16,14 @@ use crate::models::Model;
 /// For how long a request's number is remembered after its use, and how many are at most.
 const REPLAY_MEMORY: (Duration, u64) = (Duration::from_secs(24 * 3600), 1 << 20);
 
+/// Requests that others may announce to the lead before it has them.
+const ANNOUNCED_AT_MOST: usize = 1 << 16;
+
 /// What a client hears whose request came too late.
 pub(crate) const STOPPING: &str = "this node is being stopped: try again when it is back";
+
+/// Who decides what runs together.
+pub(crate) const LEAD: PartyId = PartyId::P1;
 
 /// Names a request at all three nodes: whose it is, and its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,6 +114,8 @@ struct State {
     order: VecDeque<RequestKey>,
     /// Those that a batch has taken out and that may come back.
     out: BTreeSet<RequestKey>,
+    /// At the lead: which of the others have their part, by party.
+    elsewhere: BTreeMap<RequestKey, [bool; 3]>,
     closed: bool,
 }
 
@@ -160,8 +168,41 @@ impl Desk {
         held
     }
 
-    /// The oldest request with all others that may run beside it, as far as `fits` allows their sum: same model, same
-    /// rows. Waits until there is one; none once the desk is closed.
+    /// Another node has its parts of these requests.
+    pub(crate) fn announced(&self, by: PartyId, requests: &[RequestKey]) {
+        let mut state = self.lock();
+        for key in requests {
+            if state.elsewhere.len() < ANNOUNCED_AT_MOST || state.elsewhere.contains_key(key) {
+                state.elsewhere.entry(*key).or_default()[by.index()] = true;
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Another node no longer has its part of this request, or of any.
+    pub(crate) fn renounced(&self, by: PartyId, request: Option<RequestKey>) {
+        self.lock().elsewhere.retain(|key, parties| {
+            if request.is_none_or(|request| request == *key) {
+                parties[by.index()] = false;
+            }
+            parties.contains(&true)
+        });
+    }
+
+    /// Which of the others have not announced their part of a request.
+    pub(crate) fn lacking(&self, key: RequestKey) -> Vec<PartyId> {
+        let here = self.lock().elsewhere.get(&key).copied().unwrap_or_default();
+        LEAD.others().into_iter().filter(|party| !here[party.index()]).collect()
+    }
+
+    /// Everything that waits here, in order of arrival.
+    pub(crate) fn keys(&self) -> Vec<RequestKey> {
+        self.lock().order.iter().copied().collect()
+    }
+
+    /// The oldest request that all three have, with all others that may run beside it, as far as `fits` allows their sum:
+    /// same model, same rows. Waits until there is one; none once the desk is closed.
     pub(crate) async fn next_batch(&self, fits: impl Fn(&Model, Geometry) -> bool) -> Option<Vec<Held>> {
         loop {
             let changed = self.changed.notified();
@@ -231,6 +272,7 @@ impl Desk {
         let mut state = self.lock();
         for key in keys {
             state.out.remove(key);
+            state.elsewhere.remove(key);
         }
         drop(state);
         self.changed.notify_waiters();
@@ -265,11 +307,16 @@ impl State {
     }
 
     fn take_batch(&mut self, fits: &impl Fn(&Model, Geometry) -> bool) -> Vec<Held> {
-        let Some(oldest) = self.order.front().and_then(|key| self.held.get(key)) else { return Vec::new() };
+        let everywhere = |key: &RequestKey| {
+            let parties = self.elsewhere.get(key);
+            parties.is_some_and(|parties| LEAD.others().into_iter().all(|party| parties[party.index()]))
+        };
+        let oldest = self.order.iter().find(|key| everywhere(key)).and_then(|key| self.held.get(key));
+        let Some(oldest) = oldest else { return Vec::new() };
         let (model, rows) = (oldest.model.clone(), oldest.geometry.rows);
         let mut sum = Geometry { batch: 0, rows };
         let mut chosen = Vec::new();
-        for key in &self.order {
+        for key in self.order.iter().filter(|key| everywhere(key)) {
             let Some(held) = self.held.get(key) else { continue };
             let more = Geometry { batch: sum.batch + held.geometry.batch, rows };
             let same = Arc::ptr_eq(&held.model, &model) && held.geometry.rows == rows;

@@ -200,9 +200,9 @@ impl Shared {
     }
 
     /// P1 has given requests up.
-    pub(crate) fn dropped(&self, requests: Vec<RequestKey>, reason: &str) {
+    pub(crate) fn dropped(&self, requests: Vec<RequestKey>, fault: Fault, reason: &str) {
         for held in requests.into_iter().filter_map(|key| self.desk.withdraw(key)) {
-            held.refuse(Fault::Nodes, reason);
+            held.refuse(fault, reason);
         }
     }
 }

@@ -135,7 +135,7 @@ async fn tell(connections: &[Connection], message: &PeerMessage) {
 }
 
 /// Refuses requests here and has the others refuse them too.
-async fn give_up(shared: &Shared, requests: Vec<Held>, fault: Fault, reason: &str) {
+pub(crate) async fn give_up(shared: &Shared, requests: Vec<Held>, fault: Fault, reason: &str) {
     let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
     tracing::warn!(requests = ?keys, reason, "given up");
     shared.desk.settle(&keys);
@@ -143,5 +143,5 @@ async fn give_up(shared: &Shared, requests: Vec<Held>, fault: Fault, reason: &st
         held.refuse(fault, reason);
     }
     let living: Vec<Connection> = FOLLOWERS.into_iter().filter_map(|party| shared.endpoint.party(party)).collect();
-    tell(&living, &PeerMessage::Drop { requests: keys, reason: reason.into() }).await;
+    tell(&living, &PeerMessage::Drop { requests: keys, fault, reason: reason.into() }).await;
 }

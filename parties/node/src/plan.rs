@@ -16,6 +16,10 @@ const SEED_LABEL: &str = "tercet session seed v1";
 pub(crate) enum PeerMessage {
     /// The models that the sender serves; first on every connection.
     Models(Vec<ModelCard>),
+    /// P0 or P2 to P1: these requests have come, or are still here on a new connection.
+    Here { requests: Vec<RequestKey> },
+    /// P0 or P2 to P1: this request waits here no more.
+    Gone { request: RequestKey },
     /// P1 proposes a session.
     Plan(BatchPlan),
     /// P0 or P2 has all that the plan names, has read the same plan, and adds its part to the session's seeds.
@@ -27,7 +31,7 @@ pub(crate) enum PeerMessage {
     /// The session does not take place; its requests wait on.
     Cancel { session: u128 },
     /// P1 has given these requests up.
-    Drop { requests: Vec<RequestKey>, reason: String },
+    Drop { requests: Vec<RequestKey>, fault: Fault, reason: String },
 }
 
 /// A session: which requests run together, in order. Public to all three.

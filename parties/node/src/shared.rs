@@ -10,10 +10,11 @@ use tercet_ring::Pool;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::counters::Counters;
-use crate::desk::Desk;
+use crate::desk::{Desk, LEAD};
 use crate::follow::Proposals;
 use crate::lead::Verdict;
 use crate::models::{Model, Models};
+use crate::plan::PeerMessage;
 
 /// Where a node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +130,8 @@ impl Shared {
         let state = &mut peers[peer.index()];
         if let Some((older, _)) = state.current.replace((connection.clone(), None)) {
             state.past = sum(state.past, older.wire_bytes());
+            // The new connection begins with what is there now.
+            self.desk.renounced(peer, None);
         }
     }
 
@@ -145,6 +148,18 @@ impl Shared {
         let state = &mut peers[peer.index()];
         if let Some((left, _)) = state.current.take_if(|(current, _)| current.same(connection)) {
             state.past = sum(state.past, left.wire_bytes());
+            self.desk.renounced(peer, None);
+        }
+    }
+
+    /// Tells P1 something, if this is another node and P1 is connected; else it hears when it is.
+    pub(crate) async fn tell_lead(&self, message: PeerMessage) {
+        if self.me == LEAD {
+            return;
+        }
+        let Some(lead) = self.endpoint.party(LEAD) else { return };
+        if let Err(error) = lead.send_message(&message).await {
+            tracing::debug!(%error, "P1 could not be told");
         }
     }
 

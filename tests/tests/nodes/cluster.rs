@@ -186,6 +186,7 @@ impl Cluster {
             PartyId::ALL.map(|party| NodeAddress { key: self.keys[party.index()], address: self.address(party) });
         let mut config = ClientConfig::new(identity, nodes);
         config.profile = LinkProfile::Loopback;
+        config.connect_deadline = Duration::from_secs(2);
         Client::connect(config).await
     }
 
