@@ -4,16 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use figment::providers::{Env, Format, Toml};
-use figment::value::{Dict, Map, Value};
-use figment::{Figment, Metadata, Profile, Provider, Source};
-use tercet_net::{ClientPolicy, LinkKind, LinkProfile, LinkShape, PartyId, PeerAddress, PublicKey};
+use figment::{Figment, Provider};
+use tercet_net::{ClientPolicy, LinkProfile, LinkShape, PartyId, PeerAddress, PublicKey};
+
+use crate::reader::{Pair, Reader, dotted, text_value};
 
 /// What variables of the environment begin with.
-const ENV_PREFIX: &str = "TERCET_NODE_";
+pub(crate) const ENV_PREFIX: &str = "TERCET_NODE_";
 
 /// Every key outside `peers`, with its default and what it means.
 pub const KEYS: &[(&str, Option<&str>, &str)] = &[
@@ -126,22 +126,21 @@ impl Config {
             }
         }
         if let Some(path) = path {
-            let readable = std::fs::File::open(path).map_err(|error| ConfigError {
-                problems: vec![Problem {
-                    key: "configuration file".into(),
-                    source: path.display().to_string(),
-                    what: error.to_string(),
-                }],
-            });
-            readable?;
-            figment = figment.merge(Toml::file_exact(path));
+            let unusable = |what: String| {
+                let (key, source) = ("configuration".into(), format!("file {}", path.display()));
+                ConfigError { problems: vec![Problem { key, source, what }] }
+            };
+            std::fs::File::open(path).map_err(|error| unusable(error.to_string()))?;
+            let file = Toml::file_exact(path);
+            file.data().map_err(|error| unusable(error.to_string().trim().to_owned()))?;
+            figment = figment.merge(file);
         }
         let variables = Env::prefixed(ENV_PREFIX).ignore(&["config", "log"]);
         figment = figment.merge(variables.map(|key| dotted(key.as_str()).into()));
         for (key, value) in overrides {
             figment = figment.merge(Pair { source: "flag".into(), key: key.clone(), value: text_value(value) });
         }
-        Reader { figment, values: Vec::new(), problems: Vec::new() }.read()
+        Reader::new(figment).read()
     }
 }
 
@@ -196,296 +195,107 @@ impl std::fmt::Display for ConfigError {
     }
 }
 
-/// A value from a default or a flag.
-struct Pair {
-    source: String,
-    key: String,
-    value: Value,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Provider for Pair {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.source.clone())
+    fn scratch(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
     }
 
-    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
-        let dict = figment::util::nest(&self.key, self.value.clone()).into_dict().unwrap_or_default();
-        Ok(Profile::Default.collect(dict))
+    fn key(byte: u8) -> String {
+        PublicKey::from_bytes([byte; 32]).to_string()
     }
-}
 
-/// One value as it was written; none for lists and tables.
-fn scalar(value: Value) -> Option<String> {
-    match value {
-        Value::String(_, text) => Some(text),
-        Value::Char(_, char) => Some(char.to_string()),
-        Value::Bool(_, bool) => Some(bool.to_string()),
-        Value::Num(_, num) => {
-            let whole = num.to_u128().map(|n| n.to_string()).or_else(|| num.to_i128().map(|n| n.to_string()));
-            whole.or_else(|| num.to_f64().map(|n| n.to_string()))
+    fn good() -> String {
+        format!(
+            "party = \"p1\"\nidentity = \"node.key\"\nclients = [\"{}\"]\nshares = [\"models\", \"/abs/a.tercet\"]\n\
+             max_batch = 8\nlink = \"tcp\"\nshape = \"2ms,1gbit\"\n[peers.p0]\nkey = \"{}\"\n\
+             [peers.p2]\nkey = \"{}\"\naddress = \"node2:7411\"\n",
+            key(9),
+            key(1),
+            key(2)
+        )
+    }
+
+    fn pair(key: &str, value: &str) -> (String, String) {
+        (key.into(), value.into())
+    }
+
+    #[test]
+    fn later_sources_win_and_are_named() {
+        let (folder, path) = scratch(&good());
+        let flags = [pair("max_batch", "3"), pair("peers.p2.address", "quic://other:99")];
+        let Loaded { config, values } = Config::load(Some(&path), &flags).unwrap();
+        assert_eq!((config.party, config.max_batch, config.max_sessions), (PartyId::P1, 3, 2));
+        assert_eq!(config.identity, folder.path().join("node.key"));
+        assert_eq!(config.shares, [folder.path().join("models"), "/abs/a.tercet".into()]);
+        let p2 = config.peers[2].as_ref().unwrap().address.as_ref().unwrap();
+        assert_eq!(p2.to_string(), "quic://other:99");
+        assert!(matches!(&config.clients, ClientPolicy::Listed(keys) if keys.len() == 1));
+        let source = |key: &str| values.iter().find(|value| value.key == key).unwrap().source.clone();
+        assert_eq!(source("max_batch"), "flag");
+        assert_eq!(source("max_sessions"), "default");
+        assert_eq!(source("link"), format!("file {}", path.display()));
+        assert!(KEYS.iter().all(|(key, ..)| values.iter().any(|value| value.key == *key)));
+        // Without a scheme, an address has the kind that `link` says.
+        let config = Config::load(Some(&path), &[]).unwrap().config;
+        assert_eq!(config.peers[2].as_ref().unwrap().address.as_ref().unwrap().to_string(), "tcp://node2:7411");
+    }
+
+    #[test]
+    fn the_environment_reaches_peers_too() {
+        assert_eq!(dotted("MAX_BATCH"), "max_batch");
+        assert_eq!(dotted("PEERS_P0_ADDRESS"), "peers.p0.address");
+    }
+
+    #[test]
+    fn everything_wrong_is_said_at_once() {
+        let text = "party = \"p9\"\nmax_bach = 4\nthreads = \"many\"\nlisten = 7\nclients = [\"nobody\"]\nround_deadline_ms = 0";
+        let (_folder, path) = scratch(text);
+        let error = Config::load(Some(&path), &[pair("profile", "moon")]).unwrap_err();
+        let said = error.to_string();
+        for words in [
+            "party (file ",
+            "did you mean max_batch?",
+            "threads (file ",
+            "listen (file ",
+            "profile (flag): \"moon\"",
+            "identity: missing",
+            "nobody",
+            "round_deadline_ms (file ",
+        ] {
+            assert!(said.contains(words), "{words:?} is not in:\n{said}");
         }
-        _ => None,
-    }
-}
-
-/// A value as the environment would give it.
-fn text_value(text: &str) -> Value {
-    match Value::from_str(text) {
-        Ok(value) => value,
-        Err(never) => match never {},
-    }
-}
-
-/// `peers_p0_key` is `peers.p0.key`; all other keys have no parts.
-fn dotted(key: &str) -> String {
-    let key = key.to_ascii_lowercase();
-    let peer = key.strip_prefix("peers_").and_then(|rest| rest.split_once('_'));
-    peer.map_or(key.clone(), |(party, field)| format!("peers.{party}.{field}"))
-}
-
-struct Reader {
-    figment: Figment,
-    values: Vec<Setting>,
-    problems: Vec<Problem>,
-}
-
-impl Reader {
-    fn read(mut self) -> Result<Loaded, ConfigError> {
-        if let Err(error) = self.figment.data() {
-            for error in error {
-                let source = error.metadata.as_ref().map(origin).unwrap_or_default();
-                self.problems.push(Problem { key: "configuration".into(), source, what: error.to_string() });
-            }
-            return Err(ConfigError { problems: self.problems });
+        let (_folder, path) = scratch("party = \"p1\"\nidentity = \"k\"\n[peers.p3]\nkey = 1");
+        let said = Config::load(Some(&path), &[]).unwrap_err().to_string();
+        for words in ["peers.p0.key: missing", "peers.p2.key: missing", "peers.p2.address: missing", "peers.p3.key"] {
+            assert!(said.contains(words), "{words:?} is not in:\n{said}");
         }
-        let party = self.parsed("party", parse_party);
-        let listen = self.parsed("listen", |text| {
-            text.parse::<SocketAddr>().map_err(|_| "write address:port, like 0.0.0.0:7411".to_owned())
-        });
-        let link = self.parsed("link", |text| match text {
-            "quic" => Ok(LinkKind::Quic),
-            "tcp" => Ok(LinkKind::Tcp),
-            _ => Err("write quic or tcp".to_owned()),
-        });
-        let profile = self.parsed("profile", |text| text.parse::<LinkProfile>().map_err(|e| e.to_string()));
-        let identity = self.parsed("identity", |text| Ok(PathBuf::from(text)));
-        let identity = identity.map(|path| self.beside_file("identity", path));
-        let clients = self.clients();
-        let shares = self.list("shares").unwrap_or_default();
-        let shares = shares.into_iter().map(|path| self.beside_file("shares", path.into())).collect();
-        let threads = self.number("threads", 0, 1024);
-        let max_sessions = self.number("max_sessions", 1, 64);
-        let max_batch = self.number("max_batch", 1, 4096);
-        let max_queue = self.number("max_queue", 1, 1 << 20);
-        let max_clients = self.number("max_clients", 1, 1 << 16);
-        let memory_mib = self.number("memory_mib", 16, 1 << 24);
-        let round_deadline = self.number("round_deadline_ms", 10, 3_600_000).map(Duration::from_millis);
-        let connect_deadline = self.number("connect_deadline_ms", 10, 600_000).map(Duration::from_millis);
-        let request_deadline = self.number("request_deadline_ms", 10, 86_400_000).map(Duration::from_millis);
-        let grace = self.number("grace_ms", 0, 3_600_000).map(Duration::from_millis);
-        let shape = self.parsed("shape", |text| text.parse::<LinkShape>().map_err(|e| e.to_string()));
-        let peers = PartyId::ALL.map(|peer| self.peer(peer, party, link.unwrap_or_default()));
-        self.unknown_keys();
-        let config = (|| {
-            Some(Config {
-                party: party?,
-                listen: listen?,
-                profile: profile?,
-                identity: identity?,
-                peers,
-                clients: clients?,
-                shares,
-                threads: threads? as usize,
-                max_sessions: max_sessions? as usize,
-                max_batch: max_batch? as usize,
-                max_queue: max_queue? as usize,
-                max_clients: max_clients? as usize,
-                memory_bytes: memory_mib? << 20,
-                round_deadline: round_deadline?,
-                connect_deadline: connect_deadline?,
-                request_deadline: request_deadline?,
-                grace: grace?,
-                shape: shape?,
-            })
-        })();
-        match config {
-            Some(config) if self.problems.is_empty() => Ok(Loaded { config, values: self.values }),
-            _ => Err(ConfigError { problems: self.problems }),
-        }
+        assert!(!said.contains("peers.p0.address"), "P1 does not dial P0:\n{said}");
     }
 
-    fn source(&self, key: &str) -> String {
-        let Some(metadata) = self.figment.find_metadata(key) else { return String::new() };
-        match metadata.name.contains("environment") {
-            true => format!("environment, {ENV_PREFIX}{}", key.replace('.', "_").to_ascii_uppercase()),
-            false => origin(metadata),
-        }
+    #[test]
+    fn files_that_are_none_are_named() {
+        let (folder, path) = scratch("party = \n");
+        let said = Config::load(Some(&path), &[]).unwrap_err().to_string();
+        assert!(said.contains("node.toml"), "{said}");
+        let absent = folder.path().join("absent.toml");
+        let said = Config::load(Some(&absent), &[]).unwrap_err().to_string();
+        assert!(said.contains("absent.toml"), "{said}");
     }
 
-    fn problem(&mut self, key: &str, what: impl Into<String>) {
-        let source = self.source(key);
-        self.problems.push(Problem { key: key.into(), source, what: what.into() });
+    #[test]
+    fn anyone_must_be_said_aloud() {
+        let (_folder, path) = scratch(&good());
+        let open = Config::load(Some(&path), &[pair("clients", "anyone")]).unwrap().config;
+        assert_eq!(open.clients, ClientPolicy::Open);
+        let text = good().replace("clients", "# clients");
+        let (_folder, path) = scratch(&text);
+        let closed = Config::load(Some(&path), &[]).unwrap().config;
+        assert_eq!(closed.clients, ClientPolicy::Listed(BTreeSet::new()));
     }
-
-    fn note(&mut self, key: &str, value: String) {
-        let source = self.source(key);
-        self.values.push(Setting { key: key.into(), value, source });
-    }
-
-    fn text(&mut self, key: &str) -> Option<String> {
-        let text = scalar(self.figment.find_value(key).ok()?);
-        if text.is_none() {
-            self.problem(key, "one value is wanted, not a list or a table");
-        }
-        text
-    }
-
-    /// A value that must be there.
-    fn parsed<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        if self.figment.find_value(key).is_err() {
-            let meaning = KEYS.iter().find(|(known, ..)| *known == key).map_or("", |(.., meaning)| *meaning);
-            self.problem(key, format!("missing; {meaning}"));
-            return None;
-        }
-        let text = self.text(key)?;
-        self.note(key, text.clone());
-        parse(text.trim()).map_err(|what| self.problem(key, format!("{text:?}: {what}"))).ok()
-    }
-
-    fn number(&mut self, key: &str, least: u64, most: u64) -> Option<u64> {
-        self.parsed(key, |text| {
-            let number = text.parse::<u64>().ok().filter(|n| (least..=most).contains(n));
-            number.ok_or_else(|| format!("write a whole number from {least} to {most}"))
-        })
-    }
-
-    /// One text or a list of them; empty where the key is absent.
-    fn list(&mut self, key: &str) -> Option<Vec<String>> {
-        if self.figment.find_value(key).is_err() {
-            return Some(Vec::new());
-        }
-        let list = match self.figment.extract_inner::<Vec<String>>(key) {
-            Ok(list) => list,
-            Err(_) => vec![self.text(key)?],
-        };
-        self.note(key, list.join(", "));
-        Some(list)
-    }
-
-    fn clients(&mut self) -> Option<ClientPolicy> {
-        let list = self.list("clients")?;
-        if list.iter().map(String::as_str).eq(["anyone"]) {
-            return Some(ClientPolicy::Open);
-        }
-        let mut keys = BTreeSet::new();
-        for text in list {
-            match text.parse::<PublicKey>() {
-                Ok(key) => _ = keys.insert(key),
-                Err(error) => self.problem("clients", format!("{text:?}: {error}; or write \"anyone\"")),
-            }
-        }
-        Some(ClientPolicy::Listed(keys))
-    }
-
-    fn peer(&mut self, peer: PartyId, me: Option<PartyId>, link: LinkKind) -> Option<PeerConfig> {
-        let name = format!("peers.p{}", peer.index());
-        let (key_name, address_name) = (format!("{name}.key"), format!("{name}.address"));
-        let (key, address) = (self.text(&key_name), self.text(&address_name));
-        let mut parsed_address = None;
-        if let Some(text) = address {
-            self.note(&address_name, text.clone());
-            match text.parse::<PeerAddress>() {
-                Ok(found) if text.contains("://") => parsed_address = Some(found),
-                Ok(found) => parsed_address = Some(PeerAddress { kind: link, ..found }),
-                Err(error) => self.problem(&address_name, error.to_string()),
-            }
-        } else if me.is_some_and(|me| peer > me) {
-            self.problem(&address_name, "missing; where that node listens, like quic://10.0.0.2:7411");
-        }
-        let Some(text) = key else {
-            if me.is_some_and(|me| peer != me) {
-                self.problem(&key_name, "missing; the public key on that node's card (tercet card)");
-            }
-            return None;
-        };
-        self.note(&key_name, text.clone());
-        match text.parse::<PublicKey>() {
-            Ok(key) => Some(PeerConfig { key, address: parsed_address }),
-            Err(error) => {
-                self.problem(&key_name, error.to_string());
-                None
-            }
-        }
-    }
-
-    /// Paths that a file names are relative to that file.
-    fn beside_file(&self, key: &str, path: PathBuf) -> PathBuf {
-        let source = self.figment.find_metadata(key).and_then(|metadata| metadata.source.as_ref());
-        match source.and_then(Source::file_path).and_then(Path::parent) {
-            Some(parent) => parent.join(path),
-            None => path,
-        }
-    }
-
-    fn unknown_keys(&mut self) {
-        let mut known: Vec<String> = KEYS.iter().map(|(key, ..)| (*key).to_owned()).collect();
-        for party in PartyId::ALL {
-            known.extend(["key", "address"].map(|field| format!("peers.p{}.{field}", party.index())));
-        }
-        let mut found = Vec::new();
-        for dict in self.figment.data().unwrap_or_default().values() {
-            leaves("", dict, &mut found);
-        }
-        for key in found {
-            if !known.contains(&key) {
-                let nearest = known.iter().min_by_key(|known| distance(known, &key));
-                let close = nearest.filter(|known| distance(known, &key) <= 1 + key.len() / 3);
-                let mend = close.map_or("remove it".to_owned(), |known| format!("did you mean {known}?"));
-                self.problem(&key, format!("there is no such key; {mend}"));
-            }
-        }
-    }
-}
-
-fn parse_party(text: &str) -> Result<PartyId, String> {
-    let index = match text.to_ascii_lowercase().as_str() {
-        "p0" => 0,
-        "p1" => 1,
-        "p2" => 2,
-        _ => return Err("write p0 (helper), p1 (lead evaluator) or p2 (evaluator)".into()),
-    };
-    PartyId::from_index(index).ok_or_else(|| "no such party".into())
-}
-
-fn origin(metadata: &Metadata) -> String {
-    match metadata.source.as_ref().and_then(Source::file_path) {
-        Some(path) => format!("file {}", path.display()),
-        None => metadata.name.to_string(),
-    }
-}
-
-fn leaves(prefix: &str, dict: &Dict, out: &mut Vec<String>) {
-    for (key, value) in dict {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match value {
-            Value::Dict(_, inner) if !inner.is_empty() => leaves(&path, inner, out),
-            _ => out.push(path),
-        }
-    }
-}
-
-/// Edits between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = corner + usize::from(x != *y);
-            corner = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -18,6 +18,7 @@ mod follow;
 mod lead;
 mod models;
 mod plan;
+mod reader;
 mod session;
 mod shared;
 
