@@ -13,6 +13,7 @@ pub struct World {
     deadline: Duration,
     pool: Pool,
     seeds: Option<[[u8; 32]; 2]>,
+    recorded: bool,
 }
 
 /// What a run gave.
@@ -27,7 +28,7 @@ pub struct Run<R> {
 
 impl Default for World {
     fn default() -> World {
-        World { deadline: Duration::from_secs(30), pool: Pool::default(), seeds: None }
+        World { deadline: Duration::from_secs(30), pool: Pool::default(), seeds: None, recorded: true }
     }
 }
 
@@ -41,6 +42,11 @@ impl World {
     /// nothing else.
     pub fn seeded(self, seeds: [[u8; 32]; 2]) -> World {
         World { seeds: Some(seeds), ..self }
+    }
+
+    /// The same, but what parties receive is not kept: for runs of gigabytes.
+    pub fn unrecorded(self) -> World {
+        World { recorded: false, ..self }
     }
 
     /// Runs `program` at all three parties, with fresh seeds unless some were given.
@@ -57,7 +63,7 @@ impl World {
         let finished: Vec<(R, Cost)> = std::thread::scope(|scope| {
             let run = |(transport, log): (_, &Arc<Mutex<Vec<u8>>>)| {
                 let seeds = PairSeeds { first: copy(&first), second: copy(&second) };
-                let recording = Recording { inner: transport, log: log.clone() };
+                let recording = Recording { inner: transport, log: self.recorded.then(|| log.clone()) };
                 let pool = self.pool.clone();
                 scope.spawn(move || {
                     let mut session = Session::new(Box::new(recording), &seeds, pool)?;
@@ -98,7 +104,7 @@ fn merged(views: &[Cost]) -> Cost {
 /// A transport that keeps what it receives.
 struct Recording<T> {
     inner: T,
-    log: Arc<Mutex<Vec<u8>>>,
+    log: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
 impl<T: Transport> Transport for Recording<T> {
@@ -112,7 +118,7 @@ impl<T: Transport> Transport for Recording<T> {
 
     fn recv(&mut self, from: PartyId, tag: u64) -> std::result::Result<Bytes, TransportError> {
         let payload = self.inner.recv(from, tag)?;
-        if let Ok(mut log) = self.log.lock() {
+        if let Some(Ok(mut log)) = self.log.as_ref().map(|log| log.lock()) {
             log.extend_from_slice(&payload);
         }
         Ok(payload)
