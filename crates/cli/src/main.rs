@@ -43,7 +43,7 @@ enum Command {
     Share(share::Args),
     Plan(plan::Args),
     Diff(diff::Args),
-    Node(node::Args),
+    Node(Box<node::Args>),
     Embed(embed::Args),
     Classify(classify::Args),
     Doctor(doctor::Args),
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Command::Share(args) => share::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Diff(args) => diff::run(args),
-        Command::Node(args) => node::run(args),
+        Command::Node(args) => node::run(*args),
         Command::Embed(args) => embed::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Doctor(args) => doctor::run(args),
@@ -68,8 +68,37 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", in_full(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error and its causes, each said once: many of ours quote their cause themselves.
+fn in_full(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let error = anyhow::anyhow!("no space").context("cannot write: no space").context("sharing failed");
+        assert_eq!(in_full(&error), "sharing failed: cannot write: no space");
     }
 }

@@ -1,7 +1,7 @@
 //! What people see: lines, tables, units, progress bars; and JSON for programs.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -24,17 +24,20 @@ pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Prints rows under a head, the first column to the left, the others to the right.
+/// Prints rows under a head: numbers to the right, words and the first column to the left.
 pub(crate) fn say_table(head: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let number = |cell: &String| cell.is_empty() || cell.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+    let right = |column: usize| column > 0 && rows.iter().filter_map(|row| row.get(column)).all(number);
+    let right: Vec<bool> = (0..head.len()).map(right).collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
-            0 => format!("{cell:<width$}"),
-            _ => format!("{cell:>width$}"),
+        let padded = cells.iter().zip(&widths).zip(&right).map(|((cell, width), right)| match right {
+            false => format!("{cell:<width$}"),
+            true => format!("{cell:>width$}"),
         });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -90,8 +93,9 @@ pub(crate) fn bar(length: u64, what: &str, of_bytes: bool) -> ProgressBar {
 pub(crate) fn start_log(level: &str) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("TERCET_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // Fails only where a subscriber is set already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let _ = log.with_ansi(io::stderr().is_terminal()).try_init();
 }
 
 #[cfg(test)]

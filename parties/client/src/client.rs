@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tercet_model::RowInput;
-use tercet_model::graph::{Input, Output};
+use tercet_model::graph::Input;
 use tercet_net::{
     ClientMessage, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus, OutputShare,
     PartyId, PeerAddress, PublicKey, Usage, codec,
@@ -145,11 +145,12 @@ impl Client {
     /// A text is empty or too long; the model gives no embeddings; a node fails or refuses; two copies of the answer
     /// differ.
     pub async fn embed(&self, model: &str, texts: &[&str], options: &Options) -> Result<Embeddings, Error> {
-        let (face, outputs, usage) = self.run(model, Inputs::Texts(texts), options).await?;
-        match face.interface().output {
-            Output::Embedding { .. } => Ok(Embeddings { vectors: outputs, usage }),
-            Output::Logits { .. } => Err(Error::Misuse(format!("model {model} classifies: it gives no embeddings"))),
+        let face = self.model(model).await?;
+        if !face.labels().is_empty() {
+            return Err(Error::Misuse(format!("model {model} classifies: it gives no embeddings")));
         }
+        let (_, vectors, usage) = self.run(face, Inputs::Texts(texts), options).await?;
+        Ok(Embeddings { vectors, usage })
     }
 
     /// The class of each text or image.
@@ -158,13 +159,15 @@ impl Client {
     /// An input is not one that the model takes; the model gives no classes; a node fails or refuses; two copies of the
     /// answer differ.
     pub async fn classify(&self, model: &str, inputs: Inputs<'_>, options: &Options) -> Result<Classifications, Error> {
-        let (face, outputs, usage) = self.run(model, inputs, options).await?;
+        let face = self.model(model).await?;
         if face.labels().is_empty() {
             return Err(Error::Misuse(format!("model {model} gives embeddings, no classes")));
         }
+        let (face, outputs, usage) = self.run(face, inputs, options).await?;
+        let labels = face.labels();
         let classes = outputs.into_iter().map(|scores| {
             let best = (1..scores.len()).fold(0, |best, at| if scores[at] > scores[best] { at } else { best });
-            Classification { label: face.labels()[best].clone(), index: best, scores }
+            Classification { label: labels.get(best).cloned().unwrap_or_default(), index: best, scores }
         });
         Ok(Classifications { classes: classes.collect(), usage })
     }
@@ -176,12 +179,11 @@ impl Client {
 
     async fn run(
         &self,
-        model: &str,
+        mut face: Arc<ModelFace>,
         inputs: Inputs<'_>,
         options: &Options,
     ) -> Result<(Arc<ModelFace>, Vec<Vec<f32>>, Vec<RequestUsage>), Error> {
         let until = Instant::now() + options.deadline;
-        let mut face = self.model(model).await?;
         let mut failures = 0;
         loop {
             let error = match self.run_once(&face, inputs, options, until).await {
@@ -190,8 +192,8 @@ impl Client {
             };
             if let Error::Refused { fault: Fault::Request, .. } = &error {
                 // Perhaps the model was shared anew under its name.
-                self.0.faces.invalidate(model);
-                let fresh = self.model(model).await?;
+                self.0.faces.invalidate(face.name());
+                let fresh = self.model(face.name()).await?;
                 if fresh.digest() == face.digest() {
                     return Err(error);
                 }

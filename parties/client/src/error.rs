@@ -17,12 +17,12 @@ pub enum Error {
     #[error("{0}")]
     Misuse(String),
     /// A node, or the way to it, failed.
-    #[error("{party}: {source}")]
+    #[error("{}", named(*party, error))]
     Node {
         /// Which node.
         party: PartyId,
         /// What failed.
-        source: NetError,
+        error: NetError,
     },
     /// A node did not serve the request.
     #[error("{party} refused: {reason}")]
@@ -65,13 +65,13 @@ impl Error {
 
     /// A message that a correct node does not send here.
     pub(crate) fn unexpected(party: PartyId, what: &str) -> Self {
-        Self::Node { party, source: NetError::Protocol { peer: party.to_string(), what: what.into() } }
+        Self::Node { party, error: NetError::Protocol { peer: party.to_string(), what: what.into() } }
     }
 
     /// Whether a fresh request may well succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Node { source, .. } => matches!(source, NetError::Lost { .. }),
+            Self::Node { error, .. } => matches!(error, NetError::Lost { .. }),
             Self::Refused { fault, .. } => *fault == Fault::Nodes,
             _ => false,
         }
@@ -86,4 +86,10 @@ impl Error {
             _ => 0,
         }
     }
+}
+
+/// An error of the links, with the node's name in front where it does not begin with it.
+fn named(party: PartyId, error: &NetError) -> String {
+    let text = error.to_string();
+    if text.starts_with(&party.to_string()) { text } else { format!("{party}: {text}") }
 }

@@ -36,7 +36,7 @@ impl Links {
             return Ok(living.clone());
         }
         let dialled = self.endpoint.dial(party, &self.addresses[party.index()]).await;
-        let connection = dialled.map_err(|source| Error::Node { party, source })?;
+        let connection = dialled.map_err(|error| Error::Node { party, error })?;
         tracing::debug!(%party, "connected");
         *open = Some(connection.clone());
         Ok(connection)
@@ -51,7 +51,7 @@ impl Links {
         message: Vec<u8>,
         deadline: Duration,
     ) -> Result<Answer, Error> {
-        let node = |source: NetError| Error::Node { party, source };
+        let node = |error: NetError| Error::Node { party, error };
         let sent = message.len() as u64;
         let asked = async {
             let connection = self.connection(party).await?;
@@ -79,7 +79,7 @@ impl Links {
         expected: usize,
         deadline: Duration,
     ) -> Result<Vec<u8>, Error> {
-        let node = |source: NetError| Error::Node { party, source };
+        let node = |error: NetError| Error::Node { party, error };
         let message = codec::encode(message).map_err(|error| Error::Misuse(error.to_string()))?;
         let connection = self.connection(party).await?;
         let id = ChannelId::request(u128::from_le_bytes(fresh_id()));

@@ -10,6 +10,9 @@ use tercet_ring::Element;
 
 use crate::screen::{hex, say};
 
+/// What is shown, and how it hangs together.
+pub(super) const TITLE: &str = "\na glimpse of what each node held: x = m - l1 - l2, and no node has all three\n";
+
 /// Elements of a weight or an input that are shown.
 const SHOWN: usize = 4;
 
@@ -26,7 +29,9 @@ pub(super) fn weight(model: &Model, shares: &[ModelShare; 3]) -> Result<()> {
     for share in shares {
         let wide = share.manifest().numerics.tensors.get(name).is_some_and(|format| format.lane_bits == 64);
         let planes = if wide { planes::<u64>(share, name)? } else { planes::<u32>(share, name)? };
-        say(format_args!("  {}     {}", share.party(), planes.join("   ")));
+        // A weight is kept ready for its product: see `tercet_engine::split`.
+        let held = ["l2, l1 + l2", "m - l1", "l2, m"][share.party().index()];
+        say(format_args!("  {}     {}   ({held})", share.party(), planes.join("   ")));
     }
     Ok(())
 }
@@ -54,11 +59,12 @@ pub(super) fn input(
     say(what);
     say(format_args!("  plain  {plain}"));
     for (share, input) in shares.iter().zip(request.shares()) {
+        let held = ["l1, l2", "m, l1", "m, l2"][share.party().index()];
         let shown = match parse(share.party(), manifest, &interface, input)? {
             Parsed::Narrow(parsed) => rows(&parsed.rows, &input.keys),
             Parsed::Wide(parsed) => rows(&parsed.rows, &input.keys),
         };
-        say(format_args!("  {}     {}", share.party(), shown.join("   ")));
+        say(format_args!("  {}     {}   ({held})", share.party(), shown.join("   ")));
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub(super) async fn show(args: &Args, dir: &Path) -> Result<()> {
     say(score.line());
     say("");
     bill.say();
-    say("\na glimpse of what each node held\n");
+    say(glimpse::TITLE);
     glimpse::weight(&stage.model, &stage.shares)?;
     let first = test.first().context("no digit")?;
     let patches = stage.model.graph.input.patches(&first.pixels)?;

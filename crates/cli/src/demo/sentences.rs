@@ -72,7 +72,7 @@ pub(super) async fn show(args: &Args, dir: &Path) -> Result<()> {
         "\nlargest error {largest:.5}; every vector has a cosine of {worst:.6} or more to the plain one\n"
     ));
     bill.say();
-    say("\na glimpse of what each node held\n");
+    say(glimpse::TITLE);
     glimpse::weight(&stage.model, &stage.shares)?;
     let what = "the first token of the first sentence, as keys of a private lookup (drawn anew in every request)";
     let first = ids(&stage.model, texts[0])?.first().copied().context("no token")?;
