@@ -9,6 +9,9 @@ use crate::lead::Verdict;
 use crate::plan::PeerMessage;
 use crate::shared::Shared;
 
+/// Requests announced in one message, which must stay below the limit of control messages.
+const KEYS_AT_ONCE: usize = 4096;
+
 /// Serves a connection to another node until it ends.
 pub(crate) async fn converse(shared: Arc<Shared>, connection: Connection, peer: PartyId) {
     shared.peer_met(peer, &connection);
@@ -29,7 +32,9 @@ async fn listen(shared: &Arc<Shared>, connection: &Connection, peer: PartyId) ->
         return error;
     }
     if peer == LEAD {
-        shared.tell_lead(PeerMessage::Here { requests: shared.desk.keys() }).await;
+        for requests in shared.desk.keys().chunks(KEYS_AT_ONCE) {
+            shared.tell_lead(PeerMessage::Here { requests: requests.to_vec() }).await;
+        }
     }
     loop {
         let message = match connection.recv_message::<PeerMessage>().await {

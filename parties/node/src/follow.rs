@@ -206,3 +206,144 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tercet_engine::{Profile, choose, split};
+    use tercet_examples::digits;
+    use tercet_model::{Model, calibrate, calibration_inputs};
+    use tercet_net::{
+        ByteChannel, ChannelId, ClientMessage, ClientPolicy, Endpoint, EndpointConfig, Identity, InputShare, LinkKind,
+        LinkProfile, PeerAddress,
+    };
+
+    use super::*;
+    use crate::{Config, Node, PeerConfig};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const ROWS: usize = 16;
+
+    /// P0 with a request that waits, and a P1 that says what it likes.
+    struct Scene {
+        node: Node,
+        lead: Connection,
+        digest: [u8; 32],
+        request: RequestKey,
+        _others: (Endpoint, Endpoint, Endpoint, ByteChannel, tempfile::TempDir),
+    }
+
+    async fn scene() -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        digits::write_model(&folder.path().join("model")).unwrap();
+        let model = Model::load(&folder.path().join("model")).unwrap();
+        let ranges = calibrate(&model, &calibration_inputs(&model)).unwrap();
+        let numerics = choose(&model.graph, &ranges, Profile::Fast, false).unwrap();
+        let shares = split(&model, "digits", numerics, [folder.path(); 3], |_| ()).unwrap();
+        let identities = [(); 4].map(|()| Identity::generate().unwrap());
+        let [own, p1, p2, client] = identities.each_ref().map(Identity::public_key);
+        let keys = [Some(own), Some(p1), Some(p2)];
+        let [mine, p1, p2, client_identity] = identities;
+        mine.save(&folder.path().join("p0.key")).unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let [p1, p2] = [(PartyId::P1, p1), (PartyId::P2, p2)].map(|(party, identity)| {
+            let config = EndpointConfig::node(identity, party, any, keys);
+            Endpoint::bind(EndpointConfig { profile: LinkProfile::Loopback, ..config }).unwrap()
+        });
+        let mut config = Config::new(PartyId::P0, any, folder.path().join("p0.key"));
+        config.profile = LinkProfile::Loopback;
+        config.shares = vec![shares[0].clone()];
+        config.clients = ClientPolicy::Listed([client].into());
+        config.peers = [None, Some(&p1), Some(&p2)].map(|endpoint| {
+            let address = PeerAddress::new(LinkKind::Quic, endpoint?.local_address()?);
+            Some(PeerConfig { key: endpoint?.public_key(), address: Some(address) })
+        });
+        let node = Node::start(config).await.unwrap();
+        let digest = node.status().models[0].digest;
+        let lead = p1.wait_party(PartyId::P0, PATIENCE).await.unwrap();
+        assert!(matches!(lead.recv_message::<PeerMessage>().await.unwrap(), PeerMessage::Models(_)));
+
+        let client_config = EndpointConfig::client(client_identity, keys);
+        let asking = Endpoint::bind(EndpointConfig { profile: LinkProfile::Loopback, ..client_config }).unwrap();
+        let address = PeerAddress::new(LinkKind::Quic, node.address());
+        let connection = asking.dial(PartyId::P0, &address).await.unwrap();
+        let mut channel = connection.open_channel(ChannelId::request(1)).await.unwrap();
+        let seed = Some([7; 32]);
+        let (masked, keys) = (Vec::new(), Default::default());
+        let share = InputShare { batch: 1, rows: ROWS as u32, first_seed: seed, second_seed: seed, masked, keys };
+        let (request_id, model) = ([5; 16], "digits".into());
+        channel.send(&ClientMessage::Run { request_id, model, digest, deadline_ms: 60_000, share }).await.unwrap();
+        let request = RequestKey::new(&client, request_id);
+        let announced = lead.recv_message::<PeerMessage>().await.unwrap();
+        assert!(matches!(announced, PeerMessage::Here { requests } if requests == [request]));
+        Scene { node, lead, digest, request, _others: (p1, p2, asking, channel, folder) }
+    }
+
+    impl Scene {
+        fn plan(&self, session: u128) -> BatchPlan {
+            let geometry = Geometry { batch: 1, rows: ROWS };
+            let (model, digest, requests) = ("digits".into(), self.digest, vec![self.request]);
+            BatchPlan { session, model, digest, geometry, requests }
+        }
+
+        async fn say(&self, message: PeerMessage) {
+            self.lead.send_message(&message).await.unwrap();
+        }
+
+        async fn propose(&self, plan: &BatchPlan) -> PeerMessage {
+            self.say(PeerMessage::Plan(plan.clone())).await;
+            self.lead.recv_message().await.unwrap()
+        }
+
+        async fn until_it_waits(&self) {
+            while self.node.status().waiting != 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lead_that_lies_is_refused_and_loses_nobodys_request() {
+        let scene = scene().await;
+        let huge = Geometry { batch: usize::MAX, rows: usize::MAX };
+        type Lie<'a> = (&'static str, Box<dyn Fn(&mut BatchPlan) + 'a>);
+        let lies: [Lie<'_>; 8] = [
+            ("another model", Box::new(|plan| plan.model = "other".into())),
+            ("another digest", Box::new(|plan| plan.digest = [1; 32])),
+            ("two inputs", Box::new(|plan| plan.geometry.batch = 2)),
+            ("no inputs", Box::new(|plan| plan.geometry.batch = 0)),
+            ("other rows", Box::new(|plan| plan.geometry.rows = ROWS + 1)),
+            ("beyond measure", Box::new(move |plan| plan.geometry = huge)),
+            ("one twice", Box::new(|plan| (plan.geometry.batch, plan.requests) = (2, vec![scene.request; 2]))),
+            ("nobody", Box::new(|plan| plan.requests = Vec::new())),
+        ];
+        for (session, (what, lie)) in (10..).zip(lies) {
+            let mut plan = scene.plan(session);
+            lie(&mut plan);
+            let answer = scene.propose(&plan).await;
+            assert!(
+                matches!(answer, PeerMessage::Refuse { session: named, .. } if named == session),
+                "{what}: {answer:?}"
+            );
+            scene.until_it_waits().await;
+        }
+        scene.say(PeerMessage::Start { session: 99, nonces: [[0; 32]; 3] }).await;
+
+        let plan = scene.plan(1);
+        let accepted = scene.propose(&plan).await;
+        assert!(matches!(accepted, PeerMessage::Accept { plan_hash, .. } if plan_hash == plan.hash().unwrap()));
+        assert_eq!(scene.node.status().waiting, 0);
+        assert!(matches!(scene.propose(&plan).await, PeerMessage::Refuse { .. }), "one session twice");
+        // Seeds without this node's part might be old ones.
+        scene.say(PeerMessage::Start { session: 1, nonces: [[0; 32]; 3] }).await;
+        scene.until_it_waits().await;
+
+        assert!(matches!(scene.propose(&scene.plan(2)).await, PeerMessage::Accept { .. }));
+        scene.say(PeerMessage::Cancel { session: 2 }).await;
+        scene.until_it_waits().await;
+        assert_eq!(scene.node.status().sessions_failed, 0);
+
+        // What only P0 and P2 say to P1.
+        scene.say(PeerMessage::Accept { session: 2, plan_hash: [0; 32], nonce: [0; 32] }).await;
+        tokio::time::timeout(PATIENCE, scene.lead.closed()).await.expect("was listened to");
+    }
+}

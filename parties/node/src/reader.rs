@@ -44,12 +44,14 @@ fn scalar(value: Value) -> Option<String> {
     }
 }
 
-/// A value as the environment would give it.
+/// A value as the environment would give it: a list in brackets, or a text.
 pub(crate) fn text_value(text: &str) -> Value {
-    match Value::from_str(text) {
-        Ok(value) => value,
-        Err(never) => match never {},
+    if text.trim_start().starts_with('[')
+        && let Ok(list) = Value::from_str(text)
+    {
+        return list;
     }
+    Value::from(text)
 }
 
 /// `peers_p0_key` is `peers.p0.key`; all other keys have no parts.

@@ -116,8 +116,8 @@ impl Shared {
 
     /// Whether a run of this shape has room in the memory of one session and in a batch.
     pub(crate) fn fits(&self, model: &Model, geometry: Geometry) -> bool {
-        let bytes = model.working_bytes(geometry);
-        geometry.batch <= self.limits.max_batch && bytes.is_ok_and(|bytes| bytes <= self.limits.session_bytes)
+        let room = |bytes| bytes <= self.limits.session_bytes;
+        geometry.batch <= self.limits.max_batch && model.working_bytes(geometry).is_ok_and(room)
     }
 
     fn peers(&self) -> MutexGuard<'_, [PeerState; 3]> {
