@@ -144,3 +144,49 @@ pub(crate) fn texts_or_lines(given: Vec<String>) -> Result<Vec<String>> {
     let lines: std::io::Result<Vec<String>> = std::io::stdin().lines().collect();
     lines.context("cannot read texts from the standard input")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes.toml");
+        std::fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    fn cards() -> String {
+        let card = |party: usize| {
+            let key = Identity::generate().unwrap().public_key();
+            format!("[peers.p{party}]\nkey = \"{key}\"\naddress = \"tcp://node{party}:7411\"\n")
+        };
+        (0..3).map(card).collect()
+    }
+
+    #[test]
+    fn the_file_is_three_cards_and_a_key() {
+        let (dir, path) = written(&format!("identity = \"client.key\"\n{}", cards()));
+        let file = NodesFile::read(&path).unwrap();
+        assert_eq!(file.identity, dir.path().join("client.key"));
+        assert_eq!(file.profile, LinkProfile::Wan);
+        assert_eq!(file.peers.p2.address.to_string(), "tcp://node2:7411");
+        assert!(file.client().is_err(), "there is no key file");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        let wrong = [
+            (format!("identity = \"a\"\ncolour = 3\n{}", cards()), "unknown field `colour`"),
+            (format!("identity = \"a\"\nprofile = \"fast\"\n{}", cards()), "line 2"),
+            (format!("identity = \"a\"\n{}", cards().replace("tcp://node1:7411", "node1")), "no address"),
+            (format!("identity = \"a\"\n{}", cards().replace("tercet:", "tercet:0")), "not a public key"),
+            ("identity = \"a\"\n".into(), "missing field `peers`"),
+        ];
+        for (text, said) in wrong {
+            let (_dir, path) = written(&text);
+            let error = NodesFile::read(&path).unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains('\n'), "{error}");
+        }
+    }
+}

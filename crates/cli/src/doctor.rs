@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use tercet_client::{Client, ClientConfig, Identity, PartyId};
 use tercet_engine::ModelShare;
-use tercet_net::{Endpoint, EndpointConfig, NetError, Refusal};
+use tercet_net::{Endpoint, EndpointConfig, NetError, PeerAddress, Refusal};
 use tercet_node::Config;
 use tercet_ring::simd::Isa;
 
@@ -40,7 +40,8 @@ pub(crate) struct Args {
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Good,
-    Slow,
+    /// It works, but look at it.
+    Doubtful,
     Bad,
 }
 
@@ -98,7 +99,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         for Finding { what, verdict, detail } in &findings.0 {
             let mark = match verdict {
                 Verdict::Good => "good",
-                Verdict::Slow => "SLOW",
+                Verdict::Doubtful => "note",
                 Verdict::Bad => "BAD ",
             };
             say(format_args!("{mark}  {what}: {}", detail.replace('\n', "\n      ")));
@@ -116,7 +117,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn machine(findings: &mut Findings) {
     let isa = Isa::detect();
     let (verdict, detail) = match isa {
-        Isa::Portable => (Verdict::Slow, "neither AVX2 nor AVX-512: arithmetic takes several times longer".into()),
+        Isa::Portable => (Verdict::Doubtful, "neither AVX2 nor AVX-512: arithmetic takes several times longer".into()),
         _ => (Verdict::Good, format!("{isa:?}")),
     };
     findings.add("instruction set", verdict, detail);
@@ -132,7 +133,7 @@ fn machine(findings: &mut Findings) {
         let enough = most >= SOCKET_BUFFER_BYTES;
         let mend = format!("; fast links lose packets, run `sysctl -w net.core.rmem_max={SOCKET_BUFFER_BYTES}`");
         let detail = format!("{}{}", bytes(most), if enough { "" } else { &mend });
-        findings.add("socket buffer", if enough { Verdict::Good } else { Verdict::Slow }, detail);
+        findings.add("socket buffer", if enough { Verdict::Good } else { Verdict::Doubtful }, detail);
     }
 }
 
@@ -166,7 +167,7 @@ fn port(findings: &mut Findings, address: SocketAddr) {
         Ok(()) => findings.add("port", Verdict::Good, format!("{address} is free for UDP and TCP")),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => findings.add(
             "port",
-            Verdict::Slow,
+            Verdict::Doubtful,
             format!("{address} is in use: by this node if it runs, else stop what uses it or change `listen`"),
         ),
         Err(error) => findings.add("port", Verdict::Bad, format!("{address}: {error}; change `listen`")),
@@ -207,48 +208,71 @@ fn shares(findings: &mut Findings, config: &Config) {
 /// Reaches the other nodes as a stranger that holds this node's key: the running node is not disturbed.
 async fn peers(findings: &mut Findings, identity: Identity, config: &Config) -> Result<()> {
     let keys = config.peers.each_ref().map(|peer| peer.as_ref().map(|peer| peer.key));
-    let profile = config.profile;
-    let endpoint = EndpointConfig { profile, connect_deadline: PATIENCE, ..EndpointConfig::client(identity, keys) };
-    let endpoint = Endpoint::bind(endpoint)?;
+    let endpoint = EndpointConfig { profile: config.profile, ..EndpointConfig::client(identity, keys) };
+    let endpoint = Endpoint::bind(EndpointConfig { connect_deadline: PATIENCE, ..endpoint })?;
     for party in config.party.others() {
-        let what = format!("peer {party}");
-        let address = config.peers[party.index()].as_ref().and_then(|peer| peer.address.clone());
-        let Some(address) = address else {
-            findings.add(what, Verdict::Good, "has no address here: it dials this node");
-            continue;
-        };
-        match endpoint.dial(party, &address).await {
-            // It has proved its key before it refused.
-            Ok(_) | Err(NetError::Refused { refusal: Refusal::Stranger, .. }) => {
-                findings.add(what, Verdict::Good, format!("reached at {address}, with the key listed for it"));
-            }
-            Err(error) => {
-                let mend = "is it running, is the address right, does a firewall drop UDP?";
-                findings.add(what, Verdict::Bad, format!("{error}; {mend}"));
-            }
+        match config.peers[party.index()].as_ref().and_then(|peer| peer.address.as_ref()) {
+            Some(address) => _ = reach(findings, &endpoint, party, address, false).await,
+            None => findings.add(format!("node {party}"), Verdict::Good, "has no address here: it dials this node"),
         }
     }
     endpoint.shutdown("only looking").await;
     Ok(())
 }
 
-fn client(findings: &mut Findings, path: &Path) -> Result<()> {
-    let config = NodesFile::read(path).and_then(NodesFile::client);
-    let Some(config) = findings.check("client file", config, |config| config.identity.public_key().short()) else {
-        return Ok(());
+/// Dials a node; `known` says whether it should let this key in, and not only answer.
+async fn reach(
+    findings: &mut Findings,
+    endpoint: &Endpoint,
+    party: PartyId,
+    address: &PeerAddress,
+    known: bool,
+) -> bool {
+    let reached = match endpoint.dial(party, address).await {
+        Ok(_) => Ok(()),
+        // It has proved its key before it refused.
+        Err(NetError::Refused { refusal: Refusal::Stranger, .. }) if !known => Ok(()),
+        Err(error @ NetError::Refused { refusal: Refusal::Stranger, .. }) => {
+            Err(format!("{error}; put this client's key (tercet card) on its list `clients`"))
+        }
+        Err(error) => Err(format!("{error}; is it running, is the address right, does a firewall drop UDP?")),
     };
-    runtime()?.block_on(nodes(findings, config));
-    Ok(())
+    let reached = findings
+        .check(format!("node {party}"), reached, |()| format!("reached at {address}, with the key listed for it"));
+    reached.is_some()
 }
 
+fn client(findings: &mut Findings, path: &Path) -> Result<()> {
+    let open = || NodesFile::read(path).and_then(NodesFile::client);
+    let Some(config) = findings.check("client file", open(), |config| config.identity.public_key().short()) else {
+        return Ok(());
+    };
+    // A key is not to be copied: the second connection reads it again.
+    let second = open()?;
+    runtime()?.block_on(async {
+        let keys = config.nodes.each_ref().map(|node| Some(node.key));
+        let endpoint = EndpointConfig { profile: config.profile, ..EndpointConfig::client(config.identity, keys) };
+        let endpoint = Endpoint::bind(EndpointConfig { connect_deadline: PATIENCE, ..endpoint })?;
+        let mut all = true;
+        for (party, node) in PartyId::ALL.into_iter().zip(&config.nodes) {
+            all &= reach(findings, &endpoint, party, &node.address, true).await;
+        }
+        endpoint.shutdown("only looking").await;
+        if all {
+            nodes(findings, second).await;
+        }
+        Ok(())
+    })
+}
+
+/// Asks nodes that were reached how they are.
 async fn nodes(findings: &mut Findings, config: ClientConfig) {
-    let connected = Client::connect(ClientConfig { connect_deadline: PATIENCE, ..config }).await;
-    let Some(client) = findings.check("nodes", connected, |_| "all three reached, with the keys listed".into()) else {
+    let Some(client) = findings.check("client", Client::connect(config).await, |_| "let in by all three".into()) else {
         return;
     };
     for party in PartyId::ALL {
         let status = client.status(party).await;
-        let Some(status) = findings.check(format!("node {party}"), status, |status| {
+        let Some(status) = findings.check(format!("status of {party}"), status, |status| {
             format!(
                 "{} for {} s, {} sessions done and {} failed, {} waiting, peak memory {}",
                 status.software,

@@ -1,0 +1,94 @@
+//! The command as its users meet it: exit codes, one-line errors, and the demonstration.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn tercet(args: &[&str], dir: &Path) -> Output {
+    let program = env!("CARGO_BIN_EXE_tercet");
+    Command::new(program).args(args).current_dir(dir).env_remove("TERCET_NODES").output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The command fails with one line that says this.
+fn fails(args: &[&str], dir: &Path, cause: &str) {
+    let output = tercet(args, dir);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && errors[0].contains(cause), "{args:?}: {said}");
+}
+
+#[test]
+fn keys_are_made_once_and_shown_as_cards() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = tercet(&["keygen", "--out", "node.key"], dir.path());
+    assert!(made.status.success(), "{}", said(&made));
+    let key = String::from_utf8(made.stdout).unwrap();
+    fails(&["keygen", "--out", "node.key"], dir.path(), "exists already");
+    let card = tercet(&["card", "--key", "node.key", "--party", "p1", "--address", "quic://h:1"], dir.path());
+    let card = String::from_utf8(card.stdout).unwrap();
+    assert_eq!(card, format!("[peers.p1]\nkey = \"{}\"\naddress = \"quic://h:1\"\n", key.trim()));
+    fails(&["card", "--key", "other.key"], dir.path(), "other.key");
+    fails(&["card", "--key", "node.key", "--party", "p3"], dir.path(), "no party p3");
+}
+
+#[test]
+fn asked_wrongly_is_another_exit_code_than_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&["dance"][..], &[], &["embed"], &["share", ".", "--profile", "slow"], &["card", "--address", "x"]] {
+        assert_eq!(tercet(args, dir.path()).status.code(), Some(2), "{args:?}");
+    }
+    fails(&["embed", "--model", "m", "text"], dir.path(), "nodes.toml");
+    fails(&["inspect", "nowhere"], dir.path(), "no directory");
+    fails(&["demo", "--model", "llama"], dir.path(), "digits and minilm");
+    fails(&["demo", "a sentence"], dir.path(), "--model minilm");
+    fails(&["node", "run", "--config", "none.toml"], dir.path(), "none.toml");
+    fails(&["plan", "none.tercet", "--rows", "3"], dir.path(), "none.tercet");
+    fails(&["fetch", "llama"], dir.path(), "unknown model");
+}
+
+#[test]
+fn a_directory_that_is_no_model_is_refused_with_all_its_problems() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"architectures": ["BertModel"], "model_type": "bert"}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let output = tercet(&["inspect", "."], dir.path());
+    assert_eq!(output.status.code(), Some(1));
+    let said = said(&output);
+    for missing in ["model.safetensors", "tokenizer.json", "hidden_size"] {
+        assert!(said.contains(missing), "{said}");
+    }
+}
+
+/// Shares of the digits, priced; and the files of a demonstration, each of which its command takes.
+#[test]
+fn the_demonstration_agrees_with_the_plain_model_and_leaves_usable_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = tercet(&["demo", "--digits", "6", "--json", "--keep", "stage"], dir.path());
+    assert!(shown.status.success(), "{}", said(&shown));
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["agreement"], 6);
+    assert!(shown["max_error"].as_f64().unwrap() < 0.1);
+    let request = &shown["cost"]["requests"][0];
+
+    let share = "stage/p1/digits.p1.tercet";
+    let plan = tercet(&["plan", share, "--batch", "6", "--json"], dir.path());
+    assert!(plan.status.success(), "{}", said(&plan));
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["plan"]["total"]["rounds"], request["rounds"], "the plan knows the rounds");
+    assert_eq!(plan["plan"]["total"]["bytes"], request["bytes"], "and every byte");
+
+    let config = tercet(&["node", "config", "--config", "stage/p1/node.toml", "--threads", "3"], dir.path());
+    let config = String::from_utf8(config.stdout).unwrap();
+    let threads = config.lines().find(|line| line.starts_with("threads")).unwrap();
+    assert_eq!(threads.split_whitespace().collect::<Vec<_>>(), ["threads", "flag", "3"]);
+
+    let share = dir.path().join(share);
+    let mut bytes = std::fs::read(&share).unwrap();
+    bytes[4096] ^= 1;
+    std::fs::write(&share, bytes).unwrap();
+    fails(&["node", "--config", "stage/p1/node.toml"], dir.path(), "checksum");
+}
