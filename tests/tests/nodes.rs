@@ -25,7 +25,7 @@ fn as_is(_: &mut Config) {}
 
 /// One session at a time over links so slow that a session takes seconds.
 fn slow(config: &mut Config) {
-    config.shape = "5ms,1gbit".parse().unwrap();
+    config.shape = "10ms,1gbit".parse().unwrap();
     config.max_sessions = 1;
 }
 

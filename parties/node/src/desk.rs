@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use tercet_core::Geometry;
@@ -14,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::models::Model;
 
 /// For how long a request's number is remembered after its use, and how many are at most.
-const REPLAY_MEMORY: (Duration, u64) = (Duration::from_secs(24 * 3600), 1 << 20);
+const REPLAY_MEMORY: (Duration, u64) = (Duration::from_secs(24 * 3600), 1 << 18);
 
 /// Requests that others may announce to the lead before it has them.
 const ANNOUNCED_AT_MOST: usize = 1 << 16;
@@ -122,7 +123,9 @@ struct State {
 impl Desk {
     pub(crate) fn new(capacity: usize) -> Desk {
         let (memory, most) = REPLAY_MEMORY;
-        let seen = Cache::builder().max_capacity(most).time_to_live(memory).build();
+        // The least recently used goes first: a new number is never the one that is forgotten.
+        let policy = EvictionPolicy::lru();
+        let seen = Cache::builder().max_capacity(most).eviction_policy(policy).time_to_live(memory).build();
         Desk { state: Mutex::default(), changed: Notify::new(), seen, capacity }
     }
 
