@@ -60,7 +60,9 @@ fn hold(profile: Profile, lengths: &[usize], each: f64, mean: f64, hidden: f64) 
     let mut cosines = Vec::new();
     for &tokens in lengths {
         let (cosine, largest, average) = errors(&encoder, tokens);
-        println!("{profile} {tokens} tokens: cosine {cosine:.8}, hidden error {largest:.5} at most, {average:.6} in the mean");
+        println!(
+            "{profile} {tokens} tokens: cosine {cosine:.8}, hidden error {largest:.5} at most, {average:.6} in the mean"
+        );
         assert!(cosine >= each, "{tokens} tokens: cosine {cosine}");
         assert!(largest <= hidden, "{tokens} tokens: hidden error {largest}");
         cosines.push(cosine);

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tercet_core::fit::Series;
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, GateSpec, InverseSpec, LinearSpec, LookupSpec, NormSpec, Numerics, EXP_LOG2_RANGE, EXP_TOP_BITS, GATE_FRAC,
+    ActivationSpec, AttentionSpec, EXP_LOG2_RANGE, EXP_TOP_BITS, GATE_FRAC, GateSpec, InverseSpec, LinearSpec,
+    LookupSpec, NormSpec, Numerics,
 };
 use tercet_model::graph::{Activation, Graph, Input, Op};
 use tercet_model::{Interface, NodeStats, NormStats, Ranges, RowInput};
@@ -183,7 +184,15 @@ pub fn choose(
     public_table: bool,
 ) -> Result<ModelNumerics, Vec<NoHeadroom>> {
     let choice = Choice::of(profile);
-    let mut chooser = Chooser { choice, graph, problems: Vec::new(), tensors: BTreeMap::new(), fracs: Vec::new(), rings: Vec::new(), spread: 0.0 };
+    let mut chooser = Chooser {
+        choice,
+        graph,
+        problems: Vec::new(),
+        tensors: BTreeMap::new(),
+        fracs: Vec::new(),
+        rings: Vec::new(),
+        spread: 0.0,
+    };
     chooser.fracs.push(chooser.choice.formats.frac);
     chooser.rings.push(chooser.choice.formats.wide);
     let unseen = NodeStats::default();
@@ -230,7 +239,14 @@ struct Chooser<'a> {
 
 impl Chooser<'_> {
     /// The numbers of a node, and the scale of its result.
-    fn node(&mut self, name: &str, op: &Op, input_frac: u32, input: Option<usize>, stats: &NodeStats) -> (NodeSpec, u32) {
+    fn node(
+        &mut self,
+        name: &str,
+        op: &Op,
+        input_frac: u32,
+        input: Option<usize>,
+        stats: &NodeStats,
+    ) -> (NodeSpec, u32) {
         let Numerics { wide, frac } = self.choice.formats;
         let size = f64::from(stats.max_abs) * MARGIN;
         match op {
@@ -245,10 +261,9 @@ impl Chooser<'_> {
             Op::Linear { weight, bias } => (NodeSpec::Linear(self.linear(name, weight, bias, input_frac, size)), frac),
             Op::LayerNorm { gain, bias, eps } => {
                 let width = input.map_or(1, |v| self.graph.width(v));
-                let seen = stats.norm.unwrap_or(NormStats {
-                    variance: tercet_model::Span { min: 0.0, max: 1.0 },
-                    max_centred: 1.0,
-                });
+                let seen = stats
+                    .norm
+                    .unwrap_or(NormStats { variance: tercet_model::Span { min: 0.0, max: 1.0 }, max_centred: 1.0 });
                 self.check(name, "the result", size, self.choice.limit(self.choice.norm_ring));
                 let spec = self.norm(name, gain, bias, *eps, width, input_frac, &seen);
                 (NodeSpec::Norm(spec), frac)
@@ -257,7 +272,12 @@ impl Chooser<'_> {
                 let seen = stats.attention.as_ref();
                 let spread = seen.map_or(0.0, |a| f64::from(a.max_spread).max(f64::from(a.max_score)) * MARGIN);
                 // Twice the spread, where one of the two is padded, must stay within the exponent's range.
-                self.check(name, "the spread of scores", spread, power((EXP_LOG2_RANGE + EXP_TOP_BITS) as i32 - 1) - 16.0);
+                self.check(
+                    name,
+                    "the spread of scores",
+                    spread,
+                    power((EXP_LOG2_RANGE + EXP_TOP_BITS) as i32 - 1) - 16.0,
+                );
                 self.spread = self.spread.max(spread);
                 let max_value = seen.map_or(1.0, |a| f64::from(a.max_value) * MARGIN).max(1.0);
                 (NodeSpec::Attention { max_value }, frac)
@@ -362,8 +382,7 @@ impl Chooser<'_> {
         let unit_scale = 64 - ring - gain_frac + frac;
         let frac_out = unit_scale - v_shift / 2;
         let ring_out = frac_out - low / 2 + 3;
-        let inverse =
-            InverseSpec::new(0.5, low, high, self.choice.root_per_octave, 64 - v_shift, ring_out, frac_out);
+        let inverse = InverseSpec::new(0.5, low, high, self.choice.root_per_octave, 64 - v_shift, ring_out, frac_out);
         let truncate = unit_frac + gain_frac - frac;
         self.tensor(gain, 64, gain_frac, width.sqrt(), false);
         self.tensor(bias, 64, unit_frac + gain_frac, 1.0, false);

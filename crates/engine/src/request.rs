@@ -124,8 +124,7 @@ fn execute_in<E: Element, W: Weights>(
     weights: &W,
     inputs: Vec<Input<E>>,
 ) -> Result<Vec<OutputShare>> {
-    let shapes: Vec<(usize, usize)> =
-        inputs.iter().map(|i| (i.key_bias.shape()[0], i.key_bias.shape()[1])).collect();
+    let shapes: Vec<(usize, usize)> = inputs.iter().map(|i| (i.key_bias.shape()[0], i.key_bias.shape()[1])).collect();
     let rows = shapes.first().map_or(0, |s| s.1);
     if shapes.iter().any(|s| s.1 != rows) {
         return Err(Error::Misuse("a batch of inputs of different lengths".into()));

@@ -93,7 +93,8 @@ impl ModelShare {
             return Err(damaged(&format!("container version {version}; this program reads {VERSION}")));
         }
         let party = word(12).and_then(|p| PartyId::from_index(p as usize)).ok_or_else(|| damaged("no such party"))?;
-        let footer = bytes.len().checked_sub(FOOTER).filter(|&f| f >= ALIGN as usize).ok_or_else(|| damaged("cut short"))?;
+        let footer =
+            bytes.len().checked_sub(FOOTER).filter(|&f| f >= ALIGN as usize).ok_or_else(|| damaged("cut short"))?;
         if bytes[footer + 40..] != MAGIC {
             return Err(damaged("cut short: its end is missing"));
         }
@@ -101,7 +102,8 @@ impl ModelShare {
             return Err(damaged("its checksum does not match: altered or damaged; share the model again"));
         }
         let offset = bytes[footer + 32..footer + 40].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
-        let header = usize::try_from(offset).ok().and_then(|o| bytes.get(o..footer)).ok_or_else(|| damaged("no header"))?;
+        let header =
+            usize::try_from(offset).ok().and_then(|o| bytes.get(o..footer)).ok_or_else(|| damaged("no header"))?;
         let header: Header =
             codec::decode(header, 2 * MANIFEST_LIMIT_BYTES).map_err(|e| damaged(&format!("header: {e}")))?;
         let manifest = Manifest::from_bytes(&header.manifest).map_err(|e| damaged(&e.to_string()))?;
@@ -145,7 +147,8 @@ impl ModelShare {
         for spec in &self.manifest.graph.tensors {
             let name = &spec.name;
             let entry = self.entries.get(name).ok_or_else(|| format!("tensor {name} is missing"))?;
-            let format = self.manifest.numerics.tensors.get(name).ok_or_else(|| format!("tensor {name} has no format"))?;
+            let format =
+                self.manifest.numerics.tensors.get(name).ok_or_else(|| format!("tensor {name} has no format"))?;
             let shape = (entry.rows, entry.cols) == (spec.rows as u64, spec.cols as u64);
             if !shape || entry.lane_bits != format.lane_bits || entry.ring != format.ring {
                 return Err(format!("tensor {name} is in another format"));

@@ -35,7 +35,8 @@ impl Series {
     pub fn at(&self, x: f64) -> f64 {
         let turns = x / f64::from(1u32 << self.log2_period);
         let even = self.cosines.iter().enumerate().map(|(j, a)| a * (std::f64::consts::TAU * j as f64 * turns).cos());
-        let odd = self.sines.iter().enumerate().map(|(j, b)| b * (std::f64::consts::TAU * (j + 1) as f64 * turns).sin());
+        let odd =
+            self.sines.iter().enumerate().map(|(j, b)| b * (std::f64::consts::TAU * (j + 1) as f64 * turns).sin());
         even.chain(odd).sum()
     }
 
@@ -67,7 +68,8 @@ fn fit(f: &impl Fn(f64) -> f64, edge: f64, terms: usize, basis: impl Fn(usize, f
         }
         (0..terms).for_each(|i| normal[i][i] += RIDGE);
         coefficients = solve(normal);
-        let error = |(row, y): (&Vec<f64>, &f64)| (row.iter().zip(&coefficients).map(|(a, b)| a * b).sum::<f64>() - y).abs();
+        let error =
+            |(row, y): (&Vec<f64>, &f64)| (row.iter().zip(&coefficients).map(|(a, b)| a * b).sum::<f64>() - y).abs();
         let errors: Vec<f64> = rows.iter().zip(&targets).map(error).collect();
         let largest = errors.iter().fold(1e-300f64, |a, &b| a.max(b));
         weights.iter_mut().zip(&errors).for_each(|(w, e)| *w *= 0.7 + 0.9 * e / largest);
@@ -147,10 +149,12 @@ mod tests {
     fn a_series_fits_gelu_to_its_stated_error() {
         let even = |x: f64| x / 2.0 * (x / 2.0).tanh();
         let series = Series::fit_even(even, 4.0, 4, 6);
-        let worst = (-400..=400).map(|i| f64::from(i) / 100.0).map(|x| (series.at(x) - even(x)).abs()).fold(0.0, f64::max);
+        let worst =
+            (-400..=400).map(|i| f64::from(i) / 100.0).map(|x| (series.at(x) - even(x)).abs()).fold(0.0, f64::max);
         assert!(worst < 2e-3, "{worst}");
         let odd = Series::fit_odd(f64::tanh, 4.0, 4, 12);
-        let worst = (-400..=400).map(|i| f64::from(i) / 100.0).map(|x| (odd.at(x) - x.tanh()).abs()).fold(0.0, f64::max);
+        let worst =
+            (-400..=400).map(|i| f64::from(i) / 100.0).map(|x| (odd.at(x) - x.tanh()).abs()).fold(0.0, f64::max);
         assert!(worst < 2e-3, "{worst}");
     }
 

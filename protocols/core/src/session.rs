@@ -62,8 +62,7 @@ impl Work {
     /// How many kinds there are.
     pub const COUNT: usize = 5;
     /// All kinds.
-    pub const ALL: [Work; Work::COUNT] =
-        [Work::Matmul, Work::Randomness, Work::Packing, Work::Sending, Work::Waiting];
+    pub const ALL: [Work; Work::COUNT] = [Work::Matmul, Work::Randomness, Work::Packing, Work::Sending, Work::Waiting];
 
     /// A word for tables.
     pub fn name(self) -> &'static str {
@@ -86,17 +85,7 @@ impl Session {
             return Err(Error::Misuse(format!("{party} lacks a pair seed")));
         }
         let work = [Duration::ZERO; Work::COUNT];
-        Ok(Session {
-            party,
-            transport,
-            prss,
-            pool,
-            steps: 0,
-            path: Vec::new(),
-            label: String::new(),
-            rounds: 0,
-            work,
-        })
+        Ok(Session { party, transport, prss, pool, steps: 0, path: Vec::new(), label: String::new(), rounds: 0, work })
     }
 
     /// Whose session this is.
@@ -288,9 +277,11 @@ impl Session {
         let number = self.steps;
         self.steps += 1;
         // FNV-1a over the labels in force.
-        let hash = self.path.iter().flat_map(|part| part.bytes()).fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-            (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = self
+            .path
+            .iter()
+            .flat_map(|part| part.bytes())
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
         Step { number, tag: (number << 24) | (hash >> 40) }
     }
 

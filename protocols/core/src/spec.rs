@@ -54,7 +54,15 @@ impl InverseSpec {
     }
 
     /// The result's scale is `frac_out`; it must fit `ring_out` with two bits to spare.
-    pub fn new(power: f64, low: u32, high: u32, per_octave: u32, ring: u32, ring_out: u32, frac_out: u32) -> InverseSpec {
+    pub fn new(
+        power: f64,
+        low: u32,
+        high: u32,
+        per_octave: u32,
+        ring: u32,
+        ring_out: u32,
+        frac_out: u32,
+    ) -> InverseSpec {
         let truncate = ring - ring_out;
         let segments = Segments::inverse_power(power, low, high, per_octave, frac_out + truncate);
         InverseSpec { segments, low, high, ring, truncate, ring_out, frac_out }

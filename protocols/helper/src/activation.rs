@@ -118,9 +118,8 @@ fn signs<F: Element>(
     frac: u32,
 ) -> Result<Additive<F>> {
     let len = low.len();
-    let dealt: Vec<F> = s.deal(2 * len, ring, |_| {
-        [low, high].iter().flat_map(|bits| expand::<F>(&bits.sigma(), len)).collect()
-    })?;
+    let dealt: Vec<F> =
+        s.deal(2 * len, ring, |_| [low, high].iter().flat_map(|bits| expand::<F>(&bits.sigma(), len)).collect())?;
     let mut half = Vec::new();
     if !s.is_helper() {
         let one = if s.party() == PartyId::P1 { F::ONE } else { F::ZERO };
@@ -171,7 +170,8 @@ fn series<E: Element, F: Element>(
         half = vec![constant; len];
         // a cos w(c - l) + b sin w(c - l) = (a cos wc + b sin wc) cos wl + (a sin wc - b cos wc) sin wl
         walk(x.m(), turns, harmonics, |from, j, c, s| {
-            let (a, b) = (coefficient(&series.cosines, j), if j == 0 { 0.0 } else { coefficient(&series.sines, j - 1) });
+            let (a, b) =
+                (coefficient(&series.cosines, j), if j == 0 { 0.0 } else { coefficient(&series.sines, j - 1) });
             let cosines = &dealt[2 * (j - 1) * len + from..];
             let sines = &dealt[(2 * j - 1) * len + from..];
             for i in 0..c.len() {

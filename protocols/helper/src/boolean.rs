@@ -72,7 +72,10 @@ pub fn evaluate(s: &mut Session, bits: &[&MaskedBits], polynomials: &[Polynomial
 /// Every subset of two or more factors of a monomial, in order.
 fn subsets(polynomials: &[Polynomial]) -> BTreeSet<Vec<usize>> {
     let monomials = polynomials.iter().flatten().map(|m| sorted(m));
-    monomials.flat_map(|m| (0..1usize << m.len()).map(move |chosen| split(&m, chosen).0)).filter(|s| s.len() > 1).collect()
+    monomials
+        .flat_map(|m| (0..1usize << m.len()).map(move |chosen| split(&m, chosen).0))
+        .filter(|s| s.len() > 1)
+        .collect()
 }
 
 fn sorted(monomial: &[usize]) -> Vec<usize> {

@@ -47,9 +47,8 @@ impl OneHots {
         s.scope("one-hot", |s| {
             let deal = |(low, width): (u32, u32)| {
                 let encode = |l: &E| 1u32 << (l.to_u64() >> low & ((1 << width) - 1));
-                let words = s.deal_xor(len, 1 << width, |_| {
-                    tercet_ring::simd::run!(|| lambda.iter().map(encode).collect())
-                })?;
+                let words =
+                    s.deal_xor(len, 1 << width, |_| tercet_ring::simd::run!(|| lambda.iter().map(encode).collect()))?;
                 Ok(Chunk { low, width, words })
             };
             Ok(OneHots { chunks: chunks(bits).map(deal).collect::<Result<_>>()? })
@@ -161,8 +160,7 @@ pub fn post<E: Element>(s: &mut Session, x: &Masked<E>, groups: usize, threshold
                 let m = &x.m()[group * len..(group + 1) * len];
                 for &threshold in thresholds {
                     let threshold = E::from_i64(threshold);
-                    let c: Vec<E> =
-                        tercet_ring::simd::run!(|| m.iter().map(|&m| m.sub(threshold).low(ring)).collect());
+                    let c: Vec<E> = tercet_ring::simd::run!(|| m.iter().map(|&m| m.sub(threshold).low(ring)).collect());
                     halves.extend(hots.less_and_equal(&c, group * len));
                     let mut top = dealt_tops[group * words(len)..(group + 1) * words(len)].to_vec();
                     if leads {

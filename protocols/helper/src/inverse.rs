@@ -29,8 +29,11 @@ pub struct InverseFlags(Flags);
 /// The wire cost of inverse powers of `rows` values: three rounds.
 pub fn cost(rows: usize, spec: &InverseSpec) -> Cost {
     let edges = spec.segments.edges.len();
-    compare::cost(rows, 1, compare_ring(spec), edges)
-        .then(Cost::deal(2 * edges * rows, spec.ring).and(truncate::cost(rows, spec.truncate, spec.ring_out)))
+    compare::cost(rows, 1, compare_ring(spec), edges).then(Cost::deal(2 * edges * rows, spec.ring).and(truncate::cost(
+        rows,
+        spec.truncate,
+        spec.ring_out,
+    )))
 }
 
 fn compare_ring(spec: &InverseSpec) -> u32 {

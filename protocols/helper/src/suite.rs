@@ -141,8 +141,7 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
         let (_, width) = self.shape(x);
         let planes = [0, 1].map(|i| {
             let (row, body) = (row.planes()[i].data(), x.planes()[i].data());
-            let data: Vec<E> =
-                body.chunks(count * width).flat_map(|input| row.iter().chain(input)).copied().collect();
+            let data: Vec<E> = body.chunks(count * width).flat_map(|input| row.iter().chain(input)).copied().collect();
             Tensor::new([data.len() / width.max(1), width], data)
         });
         // The new row counts like any other: no bias, and a weight of one.
