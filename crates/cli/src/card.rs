@@ -12,13 +12,13 @@ use crate::screen::{say, say_json};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The key file.
-    #[arg(long, value_name = "FILE", default_value = "tercet.key")]
+    #[arg(default_value = "tercet.key")]
     key: PathBuf,
-    /// Which party this node is: p0, p1 or p2. Without it the key alone is printed, as for a client.
+    /// Which party this node is: p0, p1 or p2.
     #[arg(long, value_name = "PARTY")]
     party: Option<String>,
-    /// Where the others reach it, like quic://10.0.0.2:7411.
-    #[arg(long, value_name = "ADDRESS", requires = "party")]
+    /// Where the others reach it, like quic://10.0.0.2:7411; a client needs none.
+    #[arg(long, value_name = "ADDRESS")]
     address: Option<PeerAddress>,
     /// Print JSON.
     #[arg(long)]
@@ -35,11 +35,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.json {
         return say_json(&json!({ "key": key, "party": args.party, "address": args.address }));
     }
-    let Some(party) = args.party else {
+    if args.party.is_none() && args.address.is_none() {
         say(key);
         return Ok(());
-    };
-    say(format_args!("[peers.{party}]"));
+    }
+    if let Some(party) = args.party {
+        say(format_args!("[peers.{party}]"));
+    }
     say(format_args!("key = \"{key}\""));
     if let Some(address) = args.address {
         say(format_args!("address = \"{address}\""));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use tercet_engine::{Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split};
-use tercet_model::graph::Input;
+use tercet_model::graph::{Input, TensorSpec};
 use tercet_model::{Model, Oracle, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
 use tercet_net::PartyId;
 
@@ -69,6 +69,7 @@ pub(crate) fn share(model: &Model, name: &str, numerics: ModelNumerics, out: &Pa
             bail!("{} exists already; choose another --name or --out, or remove the old shares", path.display());
         }
     }
+    let needed = share_bytes(model, &numerics);
     let bar = bar(model.graph.tensors.len() as u64, "sharing", false);
     let dirs = dirs.each_ref().map(PathBuf::as_path);
     let paths = split(model, name, numerics, dirs, |tensor| {
@@ -80,16 +81,25 @@ pub(crate) fn share(model: &Model, name: &str, numerics: ModelNumerics, out: &Pa
         SplitError::Store(StoreError::Io { path, source })
             if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
         {
-            let elements: u64 = model.graph.tensors.iter().map(|tensor| (tensor.rows * tensor.cols) as u64).sum();
             let place = path.parent().unwrap_or(&path).display().to_string();
-            // Three shares of at most two planes of eight bytes.
             anyhow!(
-                "no space left in {place}: the three shares take up to {}; free it or choose another --out",
-                bytes(elements * 48)
+                "no space left in {place}: the three shares take about {}; free it or choose another --out",
+                bytes(needed)
             )
         }
         other => other.into(),
     })
+}
+
+/// Bytes of all three shares, but for their headers.
+fn share_bytes(model: &Model, numerics: &ModelNumerics) -> u64 {
+    let of = |tensor: &TensorSpec| {
+        let format = numerics.tensors.get(&tensor.name);
+        // A matrix is one plane at P1; everything else is two planes at each.
+        let planes = if format.is_some_and(|format| format.matrix) { 5 } else { 6 };
+        format.map_or(0, |format| u64::from(format.lane_bits / 8) * planes) * (tensor.rows * tensor.cols) as u64
+    };
+    model.graph.tensors.iter().map(of).sum()
 }
 
 /// The public part of a model that has not been shared: good for pricing, not for running.

@@ -1,21 +1,17 @@
 //! What people see: lines, tables, units, progress bars; and JSON for programs.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-/// Prints a line. Where nobody reads any more, the program ends quietly.
+/// Prints a line. Where nobody reads any more, it is lost, and the command goes on to its end.
 pub(crate) fn say(line: impl Display) {
     let mut out = io::stdout().lock();
-    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush())
-        && error.kind() == ErrorKind::BrokenPipe
-    {
-        std::process::exit(0);
-    }
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// Prints one JSON document.

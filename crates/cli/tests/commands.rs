@@ -28,11 +28,13 @@ fn keys_are_made_once_and_shown_as_cards() {
     assert!(made.status.success(), "{}", said(&made));
     let key = String::from_utf8(made.stdout).unwrap();
     fails(&["keygen", "--out", "node.key"], dir.path(), "exists already");
-    let card = tercet(&["card", "--key", "node.key", "--party", "p1", "--address", "quic://h:1"], dir.path());
+    let card = tercet(&["card", "node.key", "--party", "p1", "--address", "quic://h:1"], dir.path());
     let card = String::from_utf8(card.stdout).unwrap();
     assert_eq!(card, format!("[peers.p1]\nkey = \"{}\"\naddress = \"quic://h:1\"\n", key.trim()));
-    fails(&["card", "--key", "other.key"], dir.path(), "other.key");
-    fails(&["card", "--key", "node.key", "--party", "p3"], dir.path(), "no party p3");
+    fails(&["card", "other.key"], dir.path(), "other.key");
+    let bare = tercet(&["card", "node.key"], dir.path());
+    assert_eq!(String::from_utf8(bare.stdout).unwrap(), key);
+    fails(&["card", "node.key", "--party", "p3"], dir.path(), "no party p3");
 }
 
 #[test]
