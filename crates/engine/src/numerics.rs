@@ -300,8 +300,8 @@ impl Chooser<'_> {
     }
 
     fn check(&mut self, name: &str, what: &'static str, seen: f64, limit: f64) {
-        // Written so that a NaN fails.
-        if !(seen < limit) {
+        // What is not a number does not fit.
+        if seen.is_nan() || seen >= limit {
             let profile = self.choice.profile;
             self.problems.push(NoHeadroom { name: name.to_owned(), what, seen, limit, profile });
         }

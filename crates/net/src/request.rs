@@ -52,6 +52,8 @@ impl std::fmt::Debug for OutputShare {
 }
 
 /// What a client asks of a node, one on each request channel.
+// A message lives once, between the codec and its use.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientMessage {
     /// Which models are there.

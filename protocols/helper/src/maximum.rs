@@ -76,7 +76,7 @@ fn level<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, radix: usize) ->
     }
     let best = best.expect("a group has at least two parts");
     let best = truncate::remask::<E, E>(s, best, x.ring())?.add(&parts[0]);
-    if width % group == 0 {
+    if width.is_multiple_of(group) {
         return Ok(best);
     }
     Ok(Masked::join_columns(&[best, x.columns(each * group, width)]))
