@@ -357,3 +357,6 @@ impl RequestUsage {
         self.work_us[party.index()] = node.work_us;
     }
 }
+
+#[cfg(test)]
+mod tests;
