@@ -7,4 +7,5 @@ mod suite {
     mod headroom;
     mod models;
     mod secrecy;
+    mod sharing;
 }

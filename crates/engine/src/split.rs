@@ -74,9 +74,9 @@ pub fn split(
             _ => tensor.write::<u64>(&mut writers, &values, [&first, &second], stream as u64)?,
         }
     }
-    for writer in writers {
-        writer.finish(manifest_bytes.clone())?;
-    }
+    // All three or none: files of two sharings do not mix.
+    writers.iter_mut().try_for_each(|writer| writer.complete(manifest_bytes.clone()))?;
+    writers.into_iter().try_for_each(StoreWriter::publish)?;
     Ok(paths)
 }
 

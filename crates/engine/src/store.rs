@@ -184,7 +184,7 @@ impl Weights for ModelShare {
     }
 }
 
-/// Writes a share file: to a temporary name first, renamed when complete, removed where something fails.
+/// Writes a share file under a temporary name, which is removed unless the file is completed and published.
 pub(crate) struct StoreWriter {
     path: PathBuf,
     temporary: PathBuf,
@@ -241,7 +241,8 @@ impl StoreWriter {
         plane.iter().try_for_each(|v| self.write(&v.to_u64().to_le_bytes()[..E::BITS as usize / 8]))
     }
 
-    pub(crate) fn finish(mut self, manifest: Vec<u8>) -> Result<u64, StoreError> {
+    /// Writes the rest; the file is complete under its temporary name.
+    pub(crate) fn complete(&mut self, manifest: Vec<u8>) -> Result<(), StoreError> {
         let header = Header { manifest, entries: std::mem::take(&mut self.entries) };
         let offset = self.written;
         let header = codec::encode(&header).map_err(|e| self.io(io::Error::other(e)))?;
@@ -252,8 +253,12 @@ impl StoreWriter {
         self.write(&MAGIC)?;
         let out = self.out.take();
         let synced = out.map_or(Ok(()), |out| out.into_inner().map_err(|e| e.into_error()).and_then(|f| f.sync_all()));
-        synced.and_then(|()| std::fs::rename(&self.temporary, &self.path)).map_err(|e| self.io(e))?;
-        Ok(self.written)
+        synced.map_err(|e| self.io(e))
+    }
+
+    /// Gives a complete file its name.
+    pub(crate) fn publish(self) -> Result<(), StoreError> {
+        std::fs::rename(&self.temporary, &self.path).map_err(|e| self.io(e))
     }
 
     fn align(&mut self) -> Result<(), StoreError> {
