@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Where the shares go: into its folders p0, p1 and p2, one for each node.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// fast, or precise (twice the bytes, errors a hundred times smaller).
+    /// fast, or precise (nearly twice the bytes, errors about thirty times smaller).
     #[arg(long, default_value = "fast")]
     profile: Profile,
     /// Leave the embedding table unshared: nodes and clients get to know it, and clients look words up by themselves.
