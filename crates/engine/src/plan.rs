@@ -20,7 +20,7 @@ pub struct Plan {
     pub weight_bytes: [u64; 3],
     /// Bytes that a client sends to each party, and gets back from each, without framing.
     pub client_bytes: [[u64; 3]; 2],
-    /// Bytes that the largest operation has live at once at any party, from above.
+    /// Bytes that the largest operation has live at once at any party, from above; buffers of the links come on top.
     pub working_bytes: u64,
 }
 
@@ -40,9 +40,11 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
     // Values alive beside the one being made: a residual, the input of the node, and their two planes each.
     let working_bytes = working + 3 * 2 * lane * widest;
     let weight_bytes = PartyId::ALL.map(|party| {
+        let public = manifest.public_table().map(|t| &t.name);
         let of = |t: &tercet_model::graph::TensorSpec| {
             let format = manifest.numerics.tensors.get(&t.name);
-            let planes = if format.is_some_and(|f| f.matrix) && party == PartyId::P1 { 1 } else { 2 };
+            let one = public == Some(&t.name) || format.is_some_and(|f| f.matrix) && party == PartyId::P1;
+            let planes = if one { 1 } else { 2 };
             format.map_or(0, |f| u64::from(f.lane_bits / 8) * planes * (t.rows * t.cols) as u64)
         };
         manifest.graph.tensors.iter().map(of).sum()

@@ -32,6 +32,9 @@ fn check(name: &str, encoder: &Encoder) {
             let sent: usize = input.masked.iter().chain(&input.keys).map(Vec::len).sum();
             let seeds = 32 * [&input.first_seed, &input.second_seed].into_iter().flatten().count();
             assert_eq!((sent + seeds) as u64, plan.client_bytes[0][party.index()], "{name}: the client to {party}");
+            // A share file holds its planes, their padding to 64 bytes, and a header.
+            let (file, weights) = (encoder.share(party).len_bytes(), plan.weight_bytes[party.index()]);
+            assert!((weights..weights + 300_000).contains(&file), "{name}: {file} bytes of share for {weights}");
             let back: usize = run.outputs[party.index()][0].planes.iter().map(Vec::len).sum();
             assert_eq!(back as u64, plan.client_bytes[1][party.index()], "{name}: {party} to the client");
         }
