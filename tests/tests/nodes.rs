@@ -188,7 +188,10 @@ fn dies_and_comes_back(party: PartyId) {
     cluster.kill(party);
     let error = runtime.block_on(asked).unwrap().expect_err("an answer without one of the nodes");
     let clear = match &error {
-        Error::Refused { fault: Fault::Nodes, reason, .. } => reason.contains(&party.to_string()),
+        // The others name it; or its own last words reach the client.
+        Error::Refused { party: said_by, fault: Fault::Nodes, reason } => {
+            *said_by == party || reason.contains(&party.to_string())
+        }
         Error::Node { party: named, .. } => *named == party,
         _ => false,
     };
