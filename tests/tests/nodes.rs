@@ -504,7 +504,8 @@ fn what_has_no_room_is_refused() {
     let cluster = Cluster::start(LinkKind::Quic, |config| {
         slow(config);
         config.max_queue = 2;
-        config.memory_bytes = 1 << 20;
+        // The buffers of the links, and room for one image.
+        config.memory_bytes = 66 << 20;
     });
     cluster.runtime.block_on(async {
         let raw = Raw::connect(&cluster).await;
