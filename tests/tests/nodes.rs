@@ -169,9 +169,8 @@ fn what_waits_runs_together() {
             assert_close(&answer.scores[0], &logits(&oracle, digit));
             batched.push(answer.usage[0].batched);
         }
-        // How many came while the first ran is up to the machine; some did, and ran together.
-        assert!(batched.iter().max() >= Some(&2), "{batched:?}");
-        assert!(cluster.node(P1).status().sessions_done < 6, "{batched:?}");
+        assert!(batched.iter().max() >= Some(&5), "{batched:?}");
+        assert!(cluster.node(P1).status().sessions_done <= 2);
     });
 }
 

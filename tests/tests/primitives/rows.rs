@@ -85,7 +85,7 @@ fn layer_norm_matches_floating_point() {
 }
 
 #[test]
-fn lookup_finds_the_rows_and_nobody_learns_which() {
+fn lookup_finds_the_rows() {
     let (rows, width) = (300, 24);
     let values: Vec<i64> = (0..rows * width).map(|i| (i as i64 * 7919) % 4001 - 2000).collect();
     let table = share::<u32>(&values, &[rows, width], 32, 18);
