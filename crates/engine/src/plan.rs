@@ -20,8 +20,8 @@ pub struct Plan {
     pub weight_bytes: [u64; 3],
     /// Bytes that a client sends to each party, and gets back from each, without framing.
     pub client_bytes: [[u64; 3]; 2],
-    /// Bytes that a run takes beside the weights at any party, from above: what the largest operation has live at once, and
-    /// the buffers of the links.
+    /// About how many bytes a run takes beside the weights at any party: what the largest operation has live at once, and the
+    /// buffers of the links. An estimate, not a bound: with the weights, MiniLM at 128 tokens peaked 12 % above it.
     pub working_bytes: u64,
 }
 
@@ -59,9 +59,9 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
     Ok(Plan { geometry, total, parts, weight_bytes, client_bytes, working_bytes })
 }
 
-/// Bytes that an operation has live per element, from above: planes, dealt values, what is sent and received, packed and
-/// not. Counted from the code of the primitives at the party that holds most, with room for the allocator; held against
-/// the peak memory of nodes running MiniLM on 128 and 500 tokens.
+/// Bytes that an operation has live per element, as an estimate: planes, dealt values, what is sent and received, packed and
+/// not. Counted from the code of the primitives at the party that holds most, with room for the allocator; the constant
+/// of scores was set after the peak memory of nodes running MiniLM on 500 tokens.
 fn working_bytes(manifest: &Manifest, index: usize, len: u64, geometry: Geometry) -> u64 {
     use tercet_model::graph::Op;
     const SCORE_BYTES: u64 = 240;
