@@ -6,8 +6,9 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tercet_benches::beside;
 use tercet_ring::matmul::{batched_matmul, matmul};
-use tercet_ring::{Element, Pool, Prg, Seed, dpf, fixed, pack};
+use tercet_ring::{Element, Pool, Prg, Seed, dpf, fixed, onehot, pack};
 
 /// Rows of the vocabulary that a private lookup runs over.
 const VOCABULARY: usize = 30_522;
@@ -80,6 +81,32 @@ fn packing(c: &mut Criterion) {
     group.finish();
 }
 
+/// Comparison of 15-bit masks with points, and their encoding, beside a copy of the words: in the second cache and beyond
+/// the last.
+fn one_hots_of<E: Element>() {
+    for len in [1 << 15, 1 << 22] {
+        let (c, words, bits): (Vec<E>, Vec<u64>, u32) = (random(1, len), random(2, len), 15);
+        let planes = onehot::chunks(bits) * len / 64;
+        let (mut less, mut equal, mut out) = (vec![0; planes], vec![0; planes], vec![0; len]);
+        let mut copy = vec![0u64; len];
+        let name = |what: &str| format!("onehot/{what}/u{}/{len}", E::BITS);
+        let copied = || black_box(&mut copy[..]).copy_from_slice(black_box(&words));
+        beside(&name("compare"), "a memory copy", copied, || {
+            onehot::compare(black_box(&words), black_box(&c), 0, bits, &mut less, &mut equal);
+            black_box((&mut less, &mut equal));
+        });
+        let copied = || black_box(&mut copy[..]).copy_from_slice(black_box(&words));
+        beside(&name("encode"), "a memory copy", copied, || {
+            onehot::encode(black_box(&c), 0, bits, black_box(&mut out));
+        });
+    }
+}
+
+fn one_hots(_: &mut Criterion) {
+    one_hots_of::<u32>();
+    one_hots_of::<u64>();
+}
+
 fn lookup_of<E: Element>(c: &mut Criterion) {
     let mut group = c.benchmark_group(format!("dpf/u{}", E::BITS));
     let seed = Seed::from_bytes([5; 32]);
@@ -109,5 +136,5 @@ fn encoding(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products, masks, packing, lookup, encoding);
+criterion_group!(benches, products, masks, packing, one_hots, lookup, encoding);
 criterion_main!(benches);

@@ -13,6 +13,7 @@ mod element;
 pub mod fixed;
 mod mapped;
 pub mod matmul;
+pub mod onehot;
 pub mod pack;
 mod pool;
 mod prg;
