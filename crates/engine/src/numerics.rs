@@ -119,6 +119,8 @@ const MARGIN: f64 = 1.25;
 const HEADROOM: f64 = 1.5;
 /// Calibrated variances are multiplied, and divided, by this.
 const VARIANCE_MARGIN: f64 = 4.0;
+/// Whole bits of a difference of scores at least: room for inputs unlike those of the calibration.
+const LEAST_SCORE_BITS: u32 = 7;
 /// Segments of an inverse root start at most this many octaves below their end.
 const MAX_OCTAVES: u32 = 24;
 
@@ -219,7 +221,7 @@ pub fn choose(
     let frac = choice.formats.frac;
     // A padded key must fall at least 16 below the largest score, where its exponential is zero.
     let padding = (spread + 16.0).ceil();
-    let score_ring = 1 + frac + ((spread + padding).log2().ceil() as u32).max(9);
+    let score_ring = 1 + frac + ((spread + padding).log2().ceil() as u32).max(LEAST_SCORE_BITS);
     let padding_bias = -((padding as i64) << frac);
     Ok(ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias, public_table })
 }
@@ -435,18 +437,18 @@ fn activation(kind: Activation, profile: Profile, ring: u32) -> ActivationSpec {
         return ActivationSpec::Relu { ring: if profile == Profile::Fast { 32 } else { 64 } };
     }
     let odd = kind == Activation::Tanh;
-    let (edge, terms, scale) = match (profile, odd) {
-        (Profile::Fast, false) => (4, 6, 11),
-        (Profile::Precise, false) => (5, 10, 18),
-        (Profile::Fast, true) => (6, 14, 12),
-        (Profile::Precise, true) => (6, 18, 18),
+    let (edge, step, terms, scale) = match (profile, odd) {
+        (Profile::Fast, false) => (4, 2, 4, 11),
+        (Profile::Precise, false) => (5, 1, 10, 18),
+        (Profile::Fast, true) => (6, 1, 14, 12),
+        (Profile::Precise, true) => (6, 1, 18, 18),
     };
     // Comparisons are coarse: the series must hold a little beyond its edge.
     let edge_at = f64::from(edge) + 2.0 * power(-(GATE_FRAC as i32));
     let series = match kind {
-        Activation::Gelu => Series::fit_even(|x| gelu(x) - x / 2.0, edge_at, 4, terms),
-        Activation::GeluTanh => Series::fit_even(|x| gelu_tanh(x) - x / 2.0, edge_at, 4, terms),
-        _ => Series::fit_odd(f64::tanh, edge_at, 4, terms),
+        Activation::Gelu => Series::fit_even(|x| gelu(x) - x / 2.0, edge_at, 4, step, terms),
+        Activation::GeluTanh => Series::fit_even(|x| gelu_tanh(x) - x / 2.0, edge_at, 4, step, terms),
+        _ => Series::fit_odd(f64::tanh, edge_at, 4, step, terms),
     };
     // Room for |2h + x| <= 2 edge, and for its extension.
     let body_ring = if profile == Profile::Fast { 10 + 6 } else { 16 + 7 };
@@ -499,13 +501,14 @@ impl ModelNumerics {
         AttentionSpec {
             score_ring: self.score_ring,
             exp_frac,
+            // An exponent is a difference of two scores.
+            exp_top_bits: self.score_ring - 1 - frac - EXP_LOG2_RANGE,
             exp_guard,
             exp_ring,
             value_ring,
             inverse: InverseSpec::new(1.0, low, high, per_octave, 64, ring_out, frac_out),
             normalize_ring,
             ring: out_ring,
-            radix: 4,
         }
     }
 

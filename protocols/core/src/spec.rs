@@ -76,6 +76,8 @@ pub struct AttentionSpec {
     pub score_ring: u32,
     /// Fractional bits of the unnormalised exponentials.
     pub exp_frac: u32,
+    /// Bits of an exponent above its range: the ring of exponents holds what two scores may differ by.
+    pub exp_top_bits: u32,
     /// Guard bits: of the helper's factor, of the evaluators' factor.
     pub exp_guard: (u32, u32),
     /// Ring that the exponentials leave in.
@@ -88,8 +90,6 @@ pub struct AttentionSpec {
     pub normalize_ring: u32,
     /// Ring after that product is truncated.
     pub ring: u32,
-    /// Inputs to a comparison of the maximum: 2 (fewer bytes) or 4 (fewer rounds).
-    pub radix: usize,
 }
 
 /// LayerNorm. The centred row `width * x - sum x` is divided by `2^shift`; its squared length is `v`.
@@ -140,7 +140,7 @@ pub struct GateSpec {
     pub edge: u32,
     /// Ring in which the thresholds are compared, at most 32 after coarsening.
     pub compare_ring: u32,
-    /// Fractional bits of the dealt sines and cosines.
+    /// Fractional bits of the dealt sines and cosines of the largest harmonic.
     pub dealt_frac: u32,
     /// Fractional bits of the evaluators' factors.
     pub public_frac: u32,
@@ -148,6 +148,24 @@ pub struct GateSpec {
     pub body_ring: u32,
     /// Ring of the result.
     pub ring: u32,
+}
+
+impl GateSpec {
+    /// Bits by which a harmonic (counted from 0) is dealt more coarsely than the largest: one for every time that its coefficient
+    /// can be doubled and stays below the largest, so that all contribute the same rounding error.
+    ///
+    /// A dealt value of `b` fewer fractional bits also needs `b` fewer bits of ring: its product is multiplied by `2^b`.
+    pub fn drop_bits(&self, harmonic: usize) -> u32 {
+        let (of, largest) = (self.series.size(harmonic), (0..self.series.harmonics()).map(|j| self.series.size(j)));
+        let largest = largest.fold(0.0, f64::max);
+        // Halving is exact: all parties count alike.
+        (0..self.dealt_frac).take_while(|&b| of * f64::from(2u32 << b) <= largest).count() as u32
+    }
+
+    /// The ring of values at scale `frac` between the comparison and the last truncation: twice the result fits it.
+    pub fn inner_ring(&self, ring_in: u32, odd: bool) -> u32 {
+        1 + if odd { self.body_ring } else { ring_in }.min(self.ring)
+    }
 }
 
 /// A private table lookup.
@@ -164,5 +182,5 @@ pub const MAXIMUM_FRAC: u32 = 5;
 pub const GATE_FRAC: u32 = 3;
 /// `2^-t` is zero from `t = 2^EXP_LOG2_RANGE` on.
 pub const EXP_LOG2_RANGE: u32 = 4;
-/// Bits of `t` above that range: `t < 2^(EXP_LOG2_RANGE + EXP_TOP_BITS)`.
+/// Most bits of `t` above that range that an exponential takes: `t < 2^(EXP_LOG2_RANGE + EXP_TOP_BITS)`.
 pub const EXP_TOP_BITS: u32 = 6;

@@ -1,12 +1,16 @@
 //! Elementwise functions (protocol.md, "GeLU, SiLU"): a trigonometric series between two thresholds, tanh, and ReLU.
 //!
 //! Since `c = x + lambda` is known to the evaluators modulo the period, `cos w(c - lambda) = cos wc cos wl + sin wc sin wl`: P0 deals
-//! the two mask-side values of each harmonic, and the series costs no interaction. Two comparisons say where `x` is; they are
-//! made on values coarsened to 2^-3, because on both sides of an edge both formulas hold.
+//! the two mask-side values of each harmonic, and the series costs no interaction. A harmonic with a small coefficient is
+//! dealt more coarsely, and in a ring smaller by as many bits ([`GateSpec::drop_bits`]). Two comparisons say where `x` is; they
+//! are made on values coarsened to 2^-3, because on both sides of an edge both formulas hold. Selections happen in the ring that
+//! `x` came in; only the result is extended.
 //!
-//! *Error*: that of the series, plus about `2^-public_frac` a term. *Cost*: three rounds. *Security*: an evaluator receives
-//! halves of fresh sharings and the other's halves under uniform masks.
+//! *Error*: that of the series, plus about `2^-public_frac` a term, plus 1.5 units. *Cost*: three rounds, and one for the
+//! extension where there is one. *Security*: an evaluator receives halves of fresh sharings and the other's halves under
+//! uniform masks.
 
+use tercet_core::fit::Series;
 use tercet_core::functions::{cos_sin_turns, round};
 use tercet_core::spec::{ActivationSpec, GATE_FRAC, GateSpec};
 use tercet_core::{Cost, Result, Session};
@@ -24,38 +28,39 @@ pub fn cost(len: usize, ring: u32, frac: u32, spec: &ActivationSpec) -> Cost {
         ActivationSpec::Relu { ring: out } => compare::cost(len, 1, ring, 1)
             .and(extend::cost(len, ring, *out).hidden())
             .then(select::cost(len, *out).and(truncate::cost(len, 0, *out))),
-        ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate) => {
-            let by = coarsen(frac);
-            let flags = compare::cost(len, 1, gate.compare_ring - by, 2);
-            let product_ring = gate.body_ring + series_truncate(gate, frac);
-            let series = Cost::deal(2 * gate.series.harmonics() * len, product_ring);
-            let series = series.and(truncate::cost(len, series_truncate(gate, frac), gate.body_ring)).hidden();
-            let out = gate.ring + 1;
-            let body = extend::cost(len, gate.body_ring, out).hidden();
-            let rest = match spec {
-                ActivationSpec::Gate(_) => extend::cost(len, ring, out).hidden().and(select::cost(len, out)),
-                _ => Cost::deal(2 * len, out),
-            };
-            let chosen = select::cost(len, out).and(truncate::cost(len, 1, gate.ring));
-            flags.and(series).and(body).and(rest).then(chosen)
-        }
+        ActivationSpec::Gate(gate) => gate_cost(len, ring, frac, gate, false),
+        ActivationSpec::Odd(gate) => gate_cost(len, ring, frac, gate, true),
     }
+}
+
+fn gate_cost(len: usize, ring: u32, frac: u32, gate: &GateSpec, odd: bool) -> Cost {
+    let inner = gate.inner_ring(ring, odd);
+    let flags = compare::cost(len, 1, gate.compare_ring - coarsen(frac), 2);
+    let dealt = (0..gate.series.harmonics()).map(|j| Cost::deal(2 * len, series_ring(gate, frac) - gate.drop_bits(j)));
+    let series = dealt.fold(Cost::NONE, Cost::and);
+    let series = series.and(truncate::cost(len, series_truncate(gate, frac), gate.body_ring)).hidden();
+    let body = extend::cost(len, gate.body_ring, inner).hidden();
+    let rest = if odd { Cost::deal(2 * len, inner) } else { select::cost(len, inner) };
+    let chosen = select::cost(len, inner).and(rest).and(truncate::cost(len, 1, inner - 1));
+    flags.and(series).and(body).then(chosen).then(extend::cost(len, inner - 1, gate.ring))
 }
 
 /// Applies the activation to `x` at scale `frac`; the result has the same scale.
 pub fn activation<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &ActivationSpec) -> Result<Masked<E>> {
     s.scope("activation", |s| match spec {
         ActivationSpec::Relu { ring } => relu(s, x, *ring),
-        ActivationSpec::Gate(gate) if narrow(gate, frac) => gated::<E, u32>(s, x, frac, gate, false),
-        ActivationSpec::Gate(gate) => gated::<E, u64>(s, x, frac, gate, false),
-        ActivationSpec::Odd(gate) if narrow(gate, frac) => gated::<E, u32>(s, x, frac, gate, true),
-        ActivationSpec::Odd(gate) => gated::<E, u64>(s, x, frac, gate, true),
+        ActivationSpec::Gate(gate) => in_lanes(s, x, frac, gate, false),
+        ActivationSpec::Odd(gate) => in_lanes(s, x, frac, gate, true),
     })
 }
 
-/// Whether everything between the thresholds fits 32-bit lanes.
-fn narrow(gate: &GateSpec, frac: u32) -> bool {
-    gate.ring < 32 && gate.body_ring + series_truncate(gate, frac) <= 32
+/// Chooses the lanes of everything between the comparison and the result.
+fn in_lanes<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, gate: &GateSpec, odd: bool) -> Result<Masked<E>> {
+    if gate.inner_ring(x.ring(), odd).max(series_ring(gate, frac)) <= 32 {
+        gated::<E, u32>(s, x, frac, gate, odd)
+    } else {
+        gated::<E, u64>(s, x, frac, gate, odd)
+    }
 }
 
 fn relu<E: Element>(s: &mut Session, x: &Masked<E>, ring: u32) -> Result<Masked<E>> {
@@ -77,32 +82,30 @@ fn gated<E: Element, F: Element>(
     gate: &GateSpec,
     odd: bool,
 ) -> Result<Masked<E>> {
-    let out = gate.ring + 1;
+    let inner = gate.inner_ring(x.ring(), odd);
     let edge = i64::from(gate.edge) << frac.min(GATE_FRAC);
     let coarse: Masked<u32> = x.low::<E>(gate.compare_ring).shift(coarsen(frac));
     let flags = compare::post(s, &coarse, 1, &[-edge, edge])?;
-    let body = series::<E, F>(s, x, frac, &gate.series, gate)?;
+    let body = series::<E, F>(s, x, frac, gate)?;
     let body = truncate::post(s, body, series_truncate(gate, frac), gate.body_ring)?;
 
     let flags = flags.next(s)?;
     let body: Masked<F> = body.finish(s)?;
     let doubled = body.times(2);
     let body = if odd { doubled } else { doubled.add(&x.low(gate.body_ring)) };
-    let body = extend::post::<F, F>(s, &body, out)?;
-    let wide = if odd { None } else { Some(extend::post::<E, F>(s, x, out)?) };
+    let body = extend::post::<F, F>(s, &body, inner)?;
 
     let [low, high]: [MaskedBits; 2] = flags.finish(s)?.try_into().map_err(|_| two_flags())?;
     let body = body.finish(s)?;
     let inside = low.clone().xor(&high);
-    let mut sum = select(s, &inside, &body)?;
-    sum = match wide {
-        Some(wide) => {
-            let wide = wide.finish(s)?.times(2);
-            sum.add(&select(s, &high, &wide)?)
-        }
-        None => sum.add(&signs::<F>(s, &low, &high, out, frac + 1)?.reshape(x.shape())),
+    let chosen = select(s, &inside, &body)?;
+    let rest = if odd {
+        signs::<F>(s, &low, &high, inner, frac + 1)?.reshape(x.shape())
+    } else {
+        select(s, &high, &x.low::<F>(inner - 1).scale_up(1))?
     };
-    truncate::truncate(s, sum, 1, gate.ring)
+    let result: Masked<E> = truncate::truncate(s, chosen.add(&rest), 1, inner - 1)?;
+    extend::extend(s, &result, gate.ring)
 }
 
 fn two_flags() -> tercet_core::Error {
@@ -135,83 +138,87 @@ fn signs<F: Element>(
 }
 
 /// The series at scale `dealt_frac + public_frac`.
-fn series<E: Element, F: Element>(
-    s: &mut Session,
-    x: &Masked<E>,
-    frac: u32,
-    series: &tercet_core::fit::Series,
-    gate: &GateSpec,
-) -> Result<Additive<F>> {
-    let (len, harmonics) = (x.len(), series.harmonics());
+fn series<E: Element, F: Element>(s: &mut Session, x: &Masked<E>, frac: u32, gate: &GateSpec) -> Result<Additive<F>> {
+    let (len, series) = (x.len(), &gate.series);
+    let (harmonics, ring) = (series.harmonics(), series_ring(gate, frac));
     let bits = frac + series.log2_period;
-    let period = (f64::from(bits)).exp2();
-    let ring = gate.body_ring + series_truncate(gate, frac);
+    let period = f64::from(bits).exp2();
     let turns = |v: E| v.low(bits).to_u64() as f64 / period;
-    let dealt: Vec<F> = s.scope("series", |s| {
-        s.deal(2 * harmonics * len, ring, |_| {
-            let unit = f64::from(gate.dealt_frac).exp2();
-            let lambda = x.lambda();
-            let mut out = vec![F::ZERO; 2 * harmonics * len];
-            walk(&lambda, turns, harmonics, |from, j, c, s| {
-                let at = 2 * (j - 1) * len + from;
-                out[at..at + c.len()].iter_mut().zip(c).for_each(|(o, c)| *o = F::from_i64(round(c * unit)));
-                let at = at + len;
-                out[at..at + s.len()].iter_mut().zip(s).for_each(|(o, s)| *o = F::from_i64(round(s * unit)));
+    let dealt: Vec<Vec<F>> = s.scope("series", |s| {
+        let mut tables = vec![Vec::new(); harmonics];
+        if s.is_helper() {
+            tables.iter_mut().for_each(|table| table.resize(2 * len, F::ZERO));
+            let units: Vec<f64> =
+                (0..harmonics).map(|j| f64::from(gate.dealt_frac - gate.drop_bits(j)).exp2()).collect();
+            walk(&x.lambda(), turns, series, |from, j, c, s| {
+                let (cosines, sines) = tables[j].split_at_mut(len);
+                let encode = |out: &mut [F], values: &[f64]| {
+                    out.iter_mut().zip(values).for_each(|(o, v)| *o = F::from_i64(round(v * units[j])));
+                };
+                encode(&mut cosines[from..from + c.len()], c);
+                encode(&mut sines[from..from + s.len()], s);
             });
-            out
-        })
+        }
+        let deal = |(j, table)| s.deal(2 * len, ring - gate.drop_bits(j), |_| table);
+        tables.into_iter().enumerate().map(deal).collect::<Result<_>>()
     })?;
     let mut half = Vec::new();
     if !s.is_helper() {
         let unit = f64::from(gate.public_frac).exp2();
-        let coefficient = |list: &[f64], j: usize| list.get(j).copied().unwrap_or(0.0) * unit;
-        let constant = coefficient(&series.cosines, 0) * f64::from(gate.dealt_frac).exp2();
+        let constant = series.constant() * unit * f64::from(gate.dealt_frac).exp2();
         let constant = if s.party() == PartyId::P1 { F::from_i64(round(constant)) } else { F::ZERO };
         half = vec![constant; len];
         // a cos w(c - l) + b sin w(c - l) = (a cos wc + b sin wc) cos wl + (a sin wc - b cos wc) sin wl
-        walk(x.m(), turns, harmonics, |from, j, c, s| {
-            let (a, b) =
-                (coefficient(&series.cosines, j), if j == 0 { 0.0 } else { coefficient(&series.sines, j - 1) });
-            let cosines = &dealt[2 * (j - 1) * len + from..];
-            let sines = &dealt[(2 * j - 1) * len + from..];
+        walk(x.m(), turns, series, |from, j, c, s| {
+            let ((a, b), drop) = (series.coefficients(j), gate.drop_bits(j));
+            let (a, b) = (a * unit, b * unit);
+            let (cosines, sines) = dealt[j].split_at(len);
+            let (cosines, sines) = (&cosines[from..from + c.len()], &sines[from..from + c.len()]);
+            let half = &mut half[from..from + c.len()];
             for i in 0..c.len() {
                 let with_cosine = F::from_i64(round(a * c[i] + b * s[i]));
                 let with_sine = F::from_i64(round(a * s[i] - b * c[i]));
                 let sum = with_cosine.mul(cosines[i]).add(with_sine.mul(sines[i]));
-                half[from + i] = half[from + i].add(sum);
+                half[i] = half[i].add(sum << drop);
             }
         });
     }
     Ok(Additive::new(s.party(), x.shape(), half))
 }
 
-/// Calls `visit(first index, harmonic, cosines, sines)` for blocks of elements and harmonics 1, 2, ...
+/// Calls `visit(first index, harmonic from 0, cosines, sines)` for blocks of elements and every harmonic of the series.
 #[inline(always)]
 fn walk<E: Element>(
     values: &[E],
     turns: impl Fn(E) -> f64,
-    harmonics: usize,
+    series: &Series,
     mut visit: impl FnMut(usize, usize, &[f64], &[f64]),
 ) {
     const BLOCK: usize = 256;
     simd::run!(|| {
-        let (mut c1, mut s1) = ([0.0; BLOCK], [0.0; BLOCK]);
         let (mut c, mut s) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let (mut cs, mut ss) = ([0.0; BLOCK], [0.0; BLOCK]);
         for (index, block) in values.chunks(BLOCK).enumerate() {
             let n = block.len();
             for i in 0..n {
-                (c1[i], s1[i]) = cos_sin_turns(turns(block[i]));
+                (c[i], s[i]) = cos_sin_turns(turns(block[i]));
+                // What a harmonic is ahead of the one before.
+                let doubled = (c[i] * c[i] - s[i] * s[i], 2.0 * s[i] * c[i]);
+                (cs[i], ss[i]) = if series.step == 2 { doubled } else { (c[i], s[i]) };
             }
-            (c, s) = (c1, s1);
-            for j in 1..=harmonics {
+            for j in 0..series.harmonics() {
                 visit(index * BLOCK, j, &c[..n], &s[..n]);
                 for i in 0..n {
-                    (c[i], s[i]) = (c[i] * c1[i] - s[i] * s1[i], s[i] * c1[i] + c[i] * s1[i]);
+                    (c[i], s[i]) = (c[i] * cs[i] - s[i] * ss[i], s[i] * cs[i] + c[i] * ss[i]);
                 }
             }
         }
-        let _ = (c, s);
     });
+}
+
+/// The ring of the series before truncation.
+fn series_ring(gate: &GateSpec, frac: u32) -> u32 {
+    gate.body_ring + series_truncate(gate, frac)
 }
 
 fn series_truncate(gate: &GateSpec, frac: u32) -> u32 {

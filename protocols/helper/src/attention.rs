@@ -32,7 +32,13 @@ pub struct Heads {
 }
 
 fn scales(spec: &AttentionSpec, frac: u32) -> Scales {
-    Scales { frac, frac_out: spec.exp_frac, ring_out: spec.exp_ring, guard: spec.exp_guard }
+    Scales {
+        frac,
+        top_bits: spec.exp_top_bits,
+        frac_out: spec.exp_frac,
+        ring_out: spec.exp_ring,
+        guard: spec.exp_guard,
+    }
 }
 
 /// The wire cost, for queries, keys and values that come in `ring` at scale `frac`.
@@ -55,7 +61,7 @@ pub fn cost(heads: Heads, ring: u32, frac: u32, spec: &AttentionSpec) -> Cost {
         .then(extend::cost(sums, spec.inverse.ring_out, spec.normalize_ring));
     lifts
         .then(products)
-        .then(maximum::cost(sums, rows, spec.score_ring, frac, spec.radix))
+        .then(maximum::cost(sums, rows, spec.score_ring, frac))
         .then(exponentials)
         .then(weighted.and(inverse))
         .then(linear::cost(len, spec.normalize_ring).and(truncate::cost(
@@ -117,8 +123,8 @@ fn attend<E: Element, V: Element>(
     let scores: Masked<u32> = truncate::truncate(s, scores, frac, spec.score_ring)?;
     let scores = scores.add(&key_bias.each(spec.score_ring, |plane| spread(plane, shape)));
 
-    let largest = maximum::maximum(s, &scores, frac, spec.radix)?;
-    // The maximum may be a little low: half a unit keeps the exponent non-negative.
+    let largest = maximum::maximum(s, &scores, frac)?.scale_up(frac - maximum::result_frac(frac));
+    // The maximum may be a little low: half a unit keeps the exponent positive.
     let exponent = largest.each(spec.score_ring, |p| repeat_along_rows(p, scores.shape(), rows)).sub(&scores);
     let exp_scales = scales(spec, frac);
     let exponent: Masked<u32> = exponent.plus(1 << (frac - 1)).low(exp_scales.ring_in());

@@ -16,10 +16,15 @@ pub type Polynomial = Vec<Vec<usize>>;
 
 /// The wire cost of evaluating `polynomials` on planes of `len` bits.
 pub fn cost(polynomials: &[Polynomial], len: usize) -> Cost {
-    match subsets(polynomials).len() {
+    match products(polynomials) {
         0 => Cost::NONE,
         count => Cost::deal(count * words(len), 64),
     }
+}
+
+/// Mask products that P0 deals for `polynomials`: bits an element.
+pub fn products(polynomials: &[Polynomial]) -> usize {
+    subsets(polynomials).len()
 }
 
 /// The evaluators' halves, by exclusive or, of each polynomial; empty planes at the helper.

@@ -20,6 +20,7 @@ pub mod lookup;
 pub mod masked;
 pub mod maximum;
 pub mod norm;
+pub mod onehot;
 pub mod open;
 pub mod price;
 pub mod select;

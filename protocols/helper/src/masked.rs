@@ -150,6 +150,12 @@ impl<E: Element> Masked<E> {
         self.each(ring - by, |plane| plane.map(|v| F::from_u64((v.low(ring) >> by).to_u64())))
     }
 
+    /// Multiplies by `2^by` and leaves a ring wider by as many bits. Free and exact.
+    pub fn scale_up(&self, by: u32) -> Masked<E> {
+        debug_assert!(self.ring + by <= E::BITS);
+        self.each(self.ring + by, |plane| plane.map(|v| v << by))
+    }
+
     /// Columns `[from, to)` of the last dimension.
     pub fn columns(&self, from: usize, to: usize) -> Masked<E> {
         self.each(self.ring, |plane| plane.columns(from, to))

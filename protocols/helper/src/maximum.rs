@@ -1,11 +1,13 @@
 //! Maximum over rows by a comparison tree (protocol.md, "Maximum").
 //!
-//! The *values* are coarsened to 2^-5 before they are compared, not their differences: the comparisons of a level must be one
-//! total order, or a group of near ties has no winner. The result may be low by 2^-4 a level, which softmax does not see:
-//! it is shift-invariant.
+//! The *values* are coarsened to 2^-5 once and the tree runs on those, exactly: comparisons are one total order, so a group of near
+//! ties has a winner, and what is selected and re-masked is as narrow as what is compared. The result is that maximum, at most
+//! 2^-5 below the exact one and at most 2^-4 above it, which softmax does not see: it is shift-invariant.
 //!
-//! *Cost*: three rounds a level by pairs, four rounds a level by fours (half the levels, twice the comparisons).
-//! *Security*: built from comparison, selection and remasking alone.
+//! Levels of four take four rounds each; the last level compares up to [`LAST`] values at once, which costs little where so few
+//! are left and saves rounds.
+//!
+//! *Cost*: three rounds for a pair, four for a larger group. *Security*: built from comparison, selection and remasking alone.
 
 use tercet_core::spec::MAXIMUM_FRAC;
 use tercet_core::{Cost, Result, Session};
@@ -18,15 +20,30 @@ use crate::masked::Masked;
 use crate::select::{self, select};
 use crate::truncate;
 
+/// Values a group of an inner level.
+const GROUP: usize = 4;
+/// Values that the last level takes at once: beyond eight the products of its comparison bits would cost more than a level.
+const LAST: usize = 8;
+
+/// Values a group on a level that finds `width` of them in a row.
+fn group(width: usize) -> usize {
+    if width <= LAST { width } else { GROUP }
+}
+
+/// The scale of the result, for values at scale `frac`.
+pub fn result_frac(frac: u32) -> u32 {
+    frac - coarsen(frac)
+}
+
 /// The wire cost of the maxima of `rows` rows of `width`.
-pub fn cost(rows: usize, width: usize, ring: u32, frac: u32, radix: usize) -> Cost {
+pub fn cost(rows: usize, width: usize, ring: u32, frac: u32) -> Cost {
     let mut total = Cost::NONE;
-    let mut width = width;
+    let (mut width, ring) = (width, ring - coarsen(frac));
     while width > 1 {
-        let group = radix.min(width);
+        let group = group(width);
         let each = rows * (width / group);
         let pairs = pairs(group);
-        total = total.then(compare::cost(pairs.len() * each, pairs.len(), ring - coarsen(frac), 1));
+        total = total.then(compare::cost(pairs.len() * each, pairs.len(), ring, 1));
         if group > 2 {
             total = total.then(boolean::cost(&winners(group), each).and(remask_cost(group - 1, each)));
         }
@@ -37,26 +54,26 @@ pub fn cost(rows: usize, width: usize, ring: u32, frac: u32, radix: usize) -> Co
     total
 }
 
-/// The maximum over the last dimension; `frac` is the scale of `x`. Shape `[.., w]` to `[..]`.
-pub fn maximum<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, radix: usize) -> Result<Masked<E>> {
+/// The maximum over the last dimension; `frac` is the scale of `x`. Shape `[.., w]` to `[..]`, at scale [`result_frac`] in a ring
+/// smaller by as many bits as the scale.
+pub fn maximum<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32) -> Result<Masked<E>> {
     s.scope("max", |s| {
-        let mut x = x.clone();
+        let mut x: Masked<E> = x.shift(coarsen(frac));
         while x.planes()[0].width() > 1 {
-            x = level(s, &x, frac, radix)?;
+            x = level(s, &x)?;
         }
         let shape = x.shape()[..x.shape().len() - 1].to_vec();
         Ok(x.reshape(shape))
     })
 }
 
-fn level<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, radix: usize) -> Result<Masked<E>> {
+fn level<E: Element>(s: &mut Session, x: &Masked<E>) -> Result<Masked<E>> {
     let width = x.planes()[0].width();
-    let group = radix.min(width);
+    let group = group(width);
     let each = width / group;
     let parts: Vec<Masked<E>> = (0..group).map(|i| x.columns(i * each, (i + 1) * each)).collect();
-    let coarse: Vec<Masked<E>> = parts.iter().map(|part| part.shift(coarsen(frac))).collect();
     let pairs = pairs(group);
-    let differences: Vec<Masked<E>> = pairs.iter().map(|&(i, j)| coarse[i].clone().sub(&coarse[j])).collect();
+    let differences: Vec<Masked<E>> = pairs.iter().map(|&(i, j)| parts[i].clone().sub(&parts[j])).collect();
     let won = compare::at_least(s, &Masked::flatten(&differences), pairs.len(), &[0])?;
     let lost: Vec<MaskedBits> = won.iter().cloned().map(MaskedBits::not).collect();
     let picks = if group == 2 {
