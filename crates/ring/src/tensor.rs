@@ -86,7 +86,9 @@ impl<E: Element> Tensor<E> {
 
     /// Applies `f` to every element.
     pub fn map<F: Element>(&self, f: impl Fn(E) -> F) -> Tensor<F> {
-        let data = crate::simd::run!(|| self.data.iter().map(|&v| f(v)).collect());
+        // A loop over slices is compiled for the instruction set; a collected iterator often is not.
+        let mut data = vec![F::ZERO; self.data.len()];
+        crate::simd::run!(|| data.iter_mut().zip(&self.data).for_each(|(out, &v)| *out = f(v)));
         Tensor { shape: self.shape.clone(), data }
     }
 

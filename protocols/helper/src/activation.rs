@@ -19,7 +19,7 @@ use tercet_ring::{Element, simd};
 
 use crate::bits::MaskedBits;
 use crate::masked::{Additive, Masked};
-use crate::select::{self, expand, select};
+use crate::select::{self, Term, expand, select, select_sum};
 use crate::{compare, extend, truncate};
 
 /// The wire cost of an activation of `len` elements that come in `ring` at scale `frac`.
@@ -27,7 +27,7 @@ pub fn cost(len: usize, ring: u32, frac: u32, spec: &ActivationSpec) -> Cost {
     match spec {
         ActivationSpec::Relu { ring: out } => compare::cost(len, 1, ring, 1)
             .and(extend::cost(len, ring, *out).hidden())
-            .then(select::cost(len, *out).and(truncate::cost(len, 0, *out))),
+            .then(select::cost(1, len, *out).and(truncate::cost(len, 0, *out))),
         ActivationSpec::Gate(gate) => gate_cost(len, ring, frac, gate, false),
         ActivationSpec::Odd(gate) => gate_cost(len, ring, frac, gate, true),
     }
@@ -40,8 +40,9 @@ fn gate_cost(len: usize, ring: u32, frac: u32, gate: &GateSpec, odd: bool) -> Co
     let series = dealt.fold(Cost::NONE, Cost::and);
     let series = series.and(truncate::cost(len, series_truncate(gate, frac), gate.body_ring)).hidden();
     let body = extend::cost(len, gate.body_ring, inner).hidden();
-    let rest = if odd { Cost::deal(2 * len, inner) } else { select::cost(len, inner) };
-    let chosen = select::cost(len, inner).and(rest).and(truncate::cost(len, 1, inner - 1));
+    let terms =
+        if odd { select::cost(1, len, inner).and(Cost::deal(2 * len, inner)) } else { select::cost(2, len, inner) };
+    let chosen = terms.and(truncate::cost(len, 1, inner - 1));
     flags.and(series).and(body).then(chosen).then(extend::cost(len, inner - 1, gate.ring))
 }
 
@@ -98,13 +99,14 @@ fn gated<E: Element, F: Element>(
     let [low, high]: [MaskedBits; 2] = flags.finish(s)?.try_into().map_err(|_| two_flags())?;
     let body = body.finish(s)?;
     let inside = low.clone().xor(&high);
-    let chosen = select(s, &inside, &body)?;
-    let rest = if odd {
-        signs::<F>(s, &low, &high, inner, frac + 1)?.reshape(x.shape())
+    let sum = if odd {
+        let chosen = select_sum(s, &[Term::of(&inside, &body)], inner)?;
+        chosen.add(&signs::<F>(s, &low, &high, inner, frac + 1)?)
     } else {
-        select(s, &high, &x.low::<F>(inner - 1).scale_up(1))?
+        let doubled = x.low::<F>(inner - 1).scale_up(1);
+        select_sum(s, &[Term::of(&inside, &body), Term::of(&high, &doubled)], inner)?
     };
-    let result: Masked<E> = truncate::truncate(s, chosen.add(&rest), 1, inner - 1)?;
+    let result: Masked<E> = truncate::truncate(s, sum.reshape(x.shape()), 1, inner - 1)?;
     extend::extend(s, &result, gate.ring)
 }
 

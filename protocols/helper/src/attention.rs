@@ -101,33 +101,22 @@ fn attend<E: Element, V: Element>(
 ) -> Result<Masked<E>> {
     let Heads { batch, rows, heads, width } = shape;
     let (groups, model) = (batch * heads, heads * width);
-    let split = |x: &Masked<E>| {
-        let x = x.clone().reshape([batch, rows, heads, width]);
-        x.each(x.ring(), Tensor::swap_middle).reshape([groups, rows, width])
-    };
-    let part = |i: usize| split(&qkv.columns(i * model, (i + 1) * model));
     let score_ring = spec.score_ring + frac;
-    let queries_keys = extend::post::<E, E>(s, &Masked::flatten(&[part(0), part(1)]), score_ring)?;
-    let values = extend::post::<E, V>(s, &part(2), spec.value_ring)?;
-    let queries_keys = queries_keys.finish(s)?.reshape([2 * groups, rows * width]);
-    let values = values.finish(s)?;
+    let queries_keys = extend::post::<E, E>(s, &qkv.columns(0, 2 * model), score_ring)?;
+    let values = extend::post::<E, V>(s, &qkv.columns(2 * model, 3 * model), spec.value_ring)?;
+    let queries_keys = queries_keys.finish(s)?;
+    let values = values.finish(s)?.each(spec.value_ring, |plane| by_head(plane, 0, shape));
 
-    let half = |from: usize| {
-        queries_keys.each(score_ring, |p| {
-            let len = groups * rows * width;
-            Tensor::new([groups, rows, width], p.data()[from * len..(from + 1) * len].to_vec())
-        })
-    };
-    let keys = half(1).each(score_ring, Tensor::transpose);
-    let scores = matrix_product(s, &half(0), Prepared::new(&keys).operand(), [groups, rows, width, rows], score_ring)?;
+    let queries = queries_keys.each(score_ring, |plane| by_head(plane, 0, shape));
+    let keys = queries_keys.each(score_ring, |plane| by_head(plane, model, shape).transpose());
+    let scores = matrix_product(s, &queries, Prepared::new(&keys).operand(), [groups, rows, width, rows], score_ring)?;
     let scores: Masked<u32> = truncate::truncate(s, scores, frac, spec.score_ring)?;
-    let scores = scores.add(&key_bias.each(spec.score_ring, |plane| spread(plane, shape)));
+    let scores = add_to_keys(scores, key_bias, shape);
 
     let largest = maximum::maximum(s, &scores, frac)?.scale_up(frac - maximum::result_frac(frac));
     // The maximum may be a little low: half a unit keeps the exponent positive.
-    let exponent = largest.each(spec.score_ring, |p| repeat_along_rows(p, scores.shape(), rows)).sub(&scores);
     let exp_scales = scales(spec, frac);
-    let exponent: Masked<u32> = exponent.plus(1 << (frac - 1)).low(exp_scales.ring_in());
+    let exponent = below_largest(&largest.plus(1 << (frac - 1)), scores).into_low(exp_scales.ring_in());
     let weights: Masked<V> = exponential::exp2_neg(s, &exponent, exp_scales)?;
     let weights: Masked<V> = extend::extend(s, &weights, spec.value_ring)?;
 
@@ -154,8 +143,37 @@ fn attend<E: Element, V: Element>(
     Ok(merged.each(spec.ring, Tensor::swap_middle).reshape([batch * rows, model]))
 }
 
-/// A bias a key, `[batch, rows]`, repeated for every head and query: `[batch * heads, rows, rows]`.
-fn spread(plane: &Tensor<u32>, Heads { batch, rows, heads, .. }: Heads) -> Tensor<u32> {
-    let data = plane.data().chunks(rows.max(1)).flat_map(|row| row.repeat(heads * rows)).collect();
-    Tensor::new([batch * heads, rows, rows], data)
+/// Columns `from..` of `[batch * rows, ..]`, head by head: `[batch * heads, rows, width]`.
+fn by_head<E: Element>(plane: &Tensor<E>, from: usize, shape: Heads) -> Tensor<E> {
+    let Heads { batch, rows, heads, width } = shape;
+    let mut data = Vec::with_capacity(batch * heads * rows * width);
+    for input in plane.data().chunks_exact((rows * plane.width()).max(1)) {
+        for head in (0..heads).map(|head| from + head * width) {
+            input.chunks_exact(plane.width()).for_each(|row| data.extend_from_slice(&row[head..head + width]));
+        }
+    }
+    Tensor::new([batch * heads, rows, width], data)
+}
+
+/// Adds a bias a key, `[batch, rows]`, to the scores `[batch * heads, rows, rows]` of every head and query.
+fn add_to_keys(mut scores: Masked<u32>, key_bias: &Masked<u32>, Heads { rows, heads, .. }: Heads) -> Masked<u32> {
+    for (plane, bias) in scores.planes_mut().iter_mut().zip(key_bias.planes()) {
+        let inputs = plane.data_mut().chunks_exact_mut((heads * rows * rows).max(1));
+        for (input, bias) in inputs.zip(bias.data().chunks_exact(rows.max(1))) {
+            tercet_ring::simd::run!(|| {
+                for line in input.chunks_exact_mut(rows) {
+                    line.iter_mut().zip(bias).for_each(|(v, &b)| *v = v.wrapping_add(b));
+                }
+            });
+        }
+    }
+    scores
+}
+
+/// The largest of each row less every element of it.
+fn below_largest(largest: &Masked<u32>, mut scores: Masked<u32>) -> Masked<u32> {
+    for (plane, largest) in scores.planes_mut().iter_mut().zip(largest.planes()) {
+        plane.zip_rows(largest.data(), |score, largest| largest.wrapping_sub(score));
+    }
+    scores
 }

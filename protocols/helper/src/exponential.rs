@@ -17,11 +17,11 @@ use tercet_core::spec::EXP_LOG2_RANGE;
 use tercet_core::{Cost, Result, Session};
 use tercet_ring::{Element, simd};
 
-use crate::bits::{MaskedBits, post_remask, remask_cost};
+use crate::bits::{MaskedBits, Plane, post_remask, remask_cost, words};
 use crate::boolean::{self, Polynomial};
 use crate::masked::{Additive, Masked};
 use crate::onehot::Encoding;
-use crate::select::expand;
+use crate::select::expand_into;
 use crate::truncate;
 
 /// Fractional bits to which the borrow is decided.
@@ -94,59 +94,100 @@ pub fn exp2_neg<F: Element>(s: &mut Session, t: &Masked<u32>, scales: Scales) ->
     assert_eq!(t.ring(), scales.ring_in(), "ring of the exponent");
     assert!(scales.product_ring() <= 64, "the exponential needs {} bits", scales.product_ring());
     s.scope("exp", |s| {
-        let (len, low_bits) = (t.len(), scales.low_bits());
+        let len = t.len();
         let lambda = if s.is_helper() { t.lambda() } else { Vec::new() };
-        let low = |v: u32| v.low(low_bits);
-        let coarse = |v: &[u32]| simd::run!(|| v.iter().map(|&v| low(v) >> scales.coarsen()).collect::<Vec<u32>>());
-        let top_mask = u32::mask(scales.top_bits);
-        let hots = scales.borrow().deal(s, &coarse(&lambda), len)?;
-        let tops: Vec<u64> =
-            s.deal_xor(len, 1 << scales.top_bits, |_| lambda.iter().map(|&l| 1u64 << (l >> low_bits)).collect())?;
+        let hots = scales.borrow().deal(s, &coarse(&lambda, scales), len)?;
+        let tops: Vec<u64> = s.deal_xor(len, 1 << scales.top_bits, |_| {
+            let mut tops = vec![0u64; len];
+            let low_bits = scales.low_bits();
+            simd::run!(|| tops.iter_mut().zip(&lambda).for_each(|(top, &l)| *top = 1 << (l >> low_bits)));
+            tops
+        })?;
         let mut halves = Vec::new();
         if !s.is_helper() {
-            halves = hots.less_and_equal(&coarse(t.m()), 0);
-            let high = |i: usize, less: u32| (t.m()[i] >> low_bits).wrapping_sub(less) & top_mask;
-            let equal = |less: u32| simd::run!(|| crate::bits::collect(len, |i| tops[i] >> high(i, less) & 1));
-            halves.extend([equal(0), equal(1)]);
+            halves = hots.less_and_equal(&coarse(t.m(), scales), 0);
+            halves.extend([0, 1].map(|less| equal_tops(t.m(), &tops, less, scales)));
         }
         let planes = scales.borrow().plane_count() + 2;
         let flags = post_remask(s, planes, len, halves)?.finish(s)?;
         let flags: Vec<&MaskedBits> = flags.iter().collect();
         let halves = boolean::evaluate(s, &flags, &cases(scales))?;
         let chosen = post_remask(s, 2, len, halves)?.finish(s)?;
-
-        let unit = f64::from(1u32 << scales.frac);
-        let ring = scales.product_ring();
-        let dealt: Vec<u64> = s.deal(3 * len, ring, |_| {
-            let scale = f64::from(scales.guard.0).exp2();
-            let powers: Vec<u64> = simd::run!(|| {
-                lambda.iter().map(|&l| round(exp2(f64::from(low(l)) / unit) * scale) as u64).collect()
-            });
-            let products = chosen.iter().flat_map(|bits| {
-                let sigma = expand::<u64>(&bits.sigma(), len);
-                crate::masked::zip(&sigma, &powers, u64::mul)
-            });
-            powers.iter().copied().chain(products).collect()
-        })?;
-        let mut half = Vec::new();
-        if !s.is_helper() {
-            let (power, products) = dealt.split_at(len);
-            half = vec![0; len];
-            for ((bits, product), offset) in chosen.iter().zip(products.chunks(len.max(1))).zip([0.0, 16.0]) {
-                let beta = expand::<u64>(bits.beta(), len);
-                let scale = f64::from(scales.guard.1).exp2();
-                simd::run!(|| {
-                    for i in 0..len {
-                        let c = f64::from(low(t.m()[i])) / unit;
-                        let public = round(exp2(-c - offset) * scale) as u64;
-                        let sign = 1u64.sub(beta[i].add(beta[i]));
-                        let gated = beta[i].mul(power[i]).add(sign.mul(product[i]));
-                        half[i] = half[i].add(public.mul(gated));
-                    }
-                });
-            }
-        }
+        let half = s.scope("power", |s| power(s, if s.is_helper() { &[] } else { t.m() }, &lambda, &chosen, scales))?;
         let z = Additive::new(s.party(), t.shape(), half);
         truncate::truncate(s, z, scales.truncate(), scales.ring_out)
     })
 }
+
+/// The part of `v` that the borrow looks at.
+fn coarse(v: &[u32], scales: Scales) -> Vec<u32> {
+    let mut out = vec![0; v.len()];
+    let (low_bits, by) = (scales.low_bits(), scales.coarsen());
+    simd::run!(|| out.iter_mut().zip(v).for_each(|(out, &v)| *out = v.low(low_bits) >> by));
+    out
+}
+
+/// Halves of "the high part of `m`, less `less`, is that of `lambda`".
+fn equal_tops(m: &[u32], tops: &[u64], less: u32, scales: Scales) -> Plane {
+    let (low_bits, mask) = (scales.low_bits(), u32::mask(scales.top_bits));
+    let mut plane = Plane::with_capacity(words(m.len()));
+    let mut flags = [0u64; 64];
+    simd::run!(|| {
+        for (m, tops) in m.chunks(64).zip(tops.chunks(64)) {
+            for ((flag, &m), &top) in flags.iter_mut().zip(m).zip(tops) {
+                *flag = top >> ((m >> low_bits).wrapping_sub(less) & mask) & 1;
+            }
+            plane.push(flags[..m.len()].iter().rev().fold(0, |word, &flag| word << 1 | flag));
+        }
+    });
+    plane
+}
+
+/// The evaluators' halves of `sum over cases of case * 2^lambda * 2^-c`, the second case with `2^-16`; empty at the helper.
+fn power(s: &mut Session, m: &[u32], lambda: &[u32], cases: &[MaskedBits], scales: Scales) -> Result<Vec<u64>> {
+    let len = cases[0].len();
+    let (low_bits, unit) = (scales.low_bits(), f64::from(1u32 << scales.frac));
+    let dealt: Vec<u64> = s.deal(3 * len, scales.product_ring(), |_| {
+        let scale = f64::from(scales.guard.0).exp2();
+        let mut values = vec![0u64; 3 * len];
+        let (powers, products) = values.split_at_mut(len);
+        simd::run!(|| {
+            for (out, &l) in powers.iter_mut().zip(lambda) {
+                *out = round(exp2(f64::from(l.low(low_bits)) / unit) * scale) as u64;
+            }
+        });
+        for (bits, products) in cases.iter().zip(products.chunks_exact_mut(len.max(1))) {
+            expand_into(&bits.sigma(), products);
+            simd::run!(|| products.iter_mut().zip(&*powers).for_each(|(p, &power)| *p = p.mul(power)));
+        }
+        values
+    })?;
+    if s.is_helper() {
+        return Ok(Vec::new());
+    }
+    let (powers, products) = dealt.split_at(len);
+    let (first, second) = products.split_at(len);
+    let scale = f64::from(scales.guard.1).exp2();
+    let mut half = vec![0u64; len];
+    const BLOCK: usize = 64;
+    let (mut no_borrow, mut borrow) = ([0u64; BLOCK], [0u64; BLOCK]);
+    let blocks = half.chunks_mut(BLOCK).zip(m.chunks(BLOCK)).zip(powers.chunks(BLOCK));
+    let blocks = blocks.zip(first.chunks(BLOCK).zip(second.chunks(BLOCK)));
+    let words = cases[0].beta().iter().zip(cases[1].beta());
+    for ((((half, m), powers), (first, second)), (&b0, &b1)) in blocks.zip(words) {
+        expand_into(&[b0], &mut no_borrow);
+        expand_into(&[b1], &mut borrow);
+        simd::run!(|| {
+            for i in 0..half.len() {
+                let factor = exp2(-(f64::from(m[i].low(low_bits)) / unit)) * scale;
+                let (whole, wrapped) = (round(factor) as u64, round(factor * WRAP) as u64);
+                let gated = |beta: u64, product: u64| beta.mul(powers[i]).add(1u64.sub(beta.add(beta)).mul(product));
+                half[i] = whole.mul(gated(no_borrow[i], first[i])).add(wrapped.mul(gated(borrow[i], second[i])));
+            }
+        });
+    }
+    Ok(half)
+}
+
+/// What a borrow takes off a power: `2^-16`.
+const WRAP: f64 = 1.0 / (1u64 << (1 << EXP_LOG2_RANGE)) as f64;

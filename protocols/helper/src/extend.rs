@@ -39,15 +39,30 @@ pub fn post<E: Element, F: Element>(s: &mut Session, x: &Masked<E>, to: u32) -> 
         return Ok(Extension { posted: None, from, to, low: x.low(to), held: [Vec::new(), Vec::new()] });
     }
     s.scope("extend", |s| {
-        let offset = x.clone().plus(1 << (from - 2));
-        let low: Masked<F> = offset.each(from, |plane| plane.map(|v| F::from_u64(v.low(from).to_u64())));
+        let offset = if s.is_helper() { E::ZERO } else { E::from_i64(1 << (from - 2)) };
+        let [first, second] = x.planes();
+        let low = Masked::new(
+            s.party(),
+            from,
+            [
+                first.map(|v| F::from_u64(v.add(offset).low(from).to_u64())),
+                second.map(|v| F::from_u64(v.low(from).to_u64())),
+            ],
+        );
         let (len, new) = (low.len(), to - from);
         let dealt: Vec<F> = s.deal(2 * len, new, |_| {
+            let mut values = vec![F::ZERO; 2 * len];
+            let (tops, carries) = values.split_at_mut(len);
             let (l1, l2) = (low.planes()[0].data(), low.planes()[1].data());
-            let sum = |i: usize| l1[i].to_u64().wrapping_add(l2[i].to_u64());
-            let top = (0..len).map(|i| F::from_u64((sum(i) >> (from - 1)) & 1));
-            let carry = (0..len).map(|i| F::from_u64((sum(i) >> from) & 1));
-            top.chain(carry).collect()
+            tercet_ring::simd::run!(|| {
+                for ((top, carry), (a, b)) in tops.iter_mut().zip(carries).zip(l1.iter().zip(l2)) {
+                    // A ring narrower than its target leaves room for the carry in the target's lane.
+                    let sum = a.add(*b);
+                    *top = (sum >> (from - 1)) & F::ONE;
+                    *carry = (sum >> from) & F::ONE;
+                }
+            });
+            values
         })?;
         let masks = s.draw::<F>(len);
         let (mask, other) = match s.party() {
@@ -60,13 +75,13 @@ pub fn post<E: Element, F: Element>(s: &mut Session, x: &Masked<E>, to: u32) -> 
             return Ok(Extension { posted: Some(posted), from, to, low, held: [mask, other] });
         }
         let (top, carry) = dealt.split_at(len);
-        let sent: Vec<F> = tercet_ring::simd::run!(|| {
-            (0..len)
-                .map(|i| {
-                    let lower_half = F::ONE.sub(low.m()[i] >> (from - 1));
-                    lower_half.mul(top[i]).add(carry[i]).add(mask[i])
-                })
-                .collect()
+        let mut sent = mask.clone();
+        tercet_ring::simd::run!(|| {
+            let dealt = top.iter().zip(carry);
+            for ((sent, &m), (&top, &carry)) in sent.iter_mut().zip(low.m()).zip(dealt) {
+                let lower_half = F::ONE.sub(m >> (from - 1));
+                *sent = sent.add(lower_half.mul(top)).add(carry);
+            }
         });
         let posted = s.post(&sent, new)?;
         Ok(Extension { posted: Some(posted), from, to, low, held: [sent, mask] })
@@ -79,19 +94,20 @@ impl<F: Element> Extension<F> {
         let Extension { posted, from, to, low, held: [first, second] } = self;
         let Some(posted) = posted else { return Ok(low) };
         let theirs: Vec<F> = s.wait(posted, first.len(), to - from)?;
-        let raise = |plane: &Tensor<F>, top: &[F]| {
-            let mut plane = plane.clone();
-            let data = plane.data_mut();
-            tercet_ring::simd::run!(|| data.iter_mut().zip(top).for_each(|(v, &t)| *v = v.add(t << from)));
-            plane
-        };
-        let planes = if s.is_helper() {
-            [raise(&low.planes()[0], &first), raise(&low.planes()[1], &second)]
-        } else {
-            let top = crate::masked::zip(&first, &theirs, F::add);
-            [raise(&low.planes()[0], &top), raise(&low.planes()[1], &second)]
-        };
-        Ok(Masked::new(s.party(), to, planes).plus(-(1i64 << (from - 2))))
+        let mut low = low;
+        let [a, b] = low.planes_mut().each_mut().map(Tensor::data_mut);
+        let helper = s.is_helper();
+        let offset = F::from_i64(1 << (from - 2));
+        tercet_ring::simd::run!(|| {
+            if helper {
+                a.iter_mut().zip(&first).for_each(|(v, &t)| *v = v.add(t << from));
+            } else {
+                let tops = first.iter().zip(&theirs);
+                a.iter_mut().zip(tops).for_each(|(v, (&x, &y))| *v = v.add(x.add(y) << from).sub(offset));
+            }
+            b.iter_mut().zip(&second).for_each(|(v, &t)| *v = v.add(t << from));
+        });
+        Ok(low.in_ring(to))
     }
 }
 

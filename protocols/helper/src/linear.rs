@@ -101,11 +101,15 @@ fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
     assert_eq!(x.shape(), y.shape(), "shapes differ");
     let (x1, x2) = (x.planes()[0].data(), x.planes()[1].data());
     let (y1, y2) = (y.planes()[0].data(), y.planes()[1].data());
-    let all = 0..x1.len();
-    let data: Vec<E> = tercet_ring::simd::run!(|| match x.party() {
-        PartyId::P0 => all.map(|i| x1[i].mul(y2[i]).add(x2[i].mul(y1[i].add(y2[i])))).collect(),
-        PartyId::P1 => all.map(|i| x1[i].sub(x2[i]).mul(y1[i].sub(y2[i]))).collect(),
-        PartyId::P2 => all.map(|i| x1[i].mul(y2[i]).add(x2[i].mul(y1[i]))).collect(),
+    let mut data = vec![E::ZERO; x1.len()];
+    let party = x.party();
+    tercet_ring::simd::run!(|| {
+        let all = data.iter_mut().zip(x1.iter().zip(x2)).zip(y1.iter().zip(y2));
+        match party {
+            PartyId::P0 => all.for_each(|((z, (&a, &b)), (&c, &d))| *z = a.mul(d).add(b.mul(c.add(d)))),
+            PartyId::P1 => all.for_each(|((z, (&a, &b)), (&c, &d))| *z = a.sub(b).mul(c.sub(d))),
+            PartyId::P2 => all.for_each(|((z, (&a, &b)), (&c, &d))| *z = a.mul(d).add(b.mul(c))),
+        }
     });
     Tensor::new(x.shape(), data)
 }

@@ -65,6 +65,11 @@ impl<E: Element> Masked<E> {
         &self.planes
     }
 
+    /// Both planes, to be changed by the same linear map.
+    pub fn planes_mut(&mut self) -> &mut [Tensor<E>; 2] {
+        &mut self.planes
+    }
+
     /// The masked value; evaluators only.
     pub fn m(&self) -> &[E] {
         debug_assert_ne!(self.party, PartyId::P0, "the helper holds no masked value");
@@ -81,7 +86,7 @@ impl<E: Element> Masked<E> {
     pub fn lambda(&self) -> Vec<E> {
         debug_assert_eq!(self.party, PartyId::P0, "only the helper knows a mask");
         let (first, second, ring) = (self.planes[0].data(), self.planes[1].data(), self.ring);
-        tercet_ring::simd::run!(|| first.iter().zip(second).map(|(&a, &b)| a.add(b).low(ring)).collect())
+        zip(first, second, |a, b| a.add(b).low(ring))
     }
 
     /// The same linear map on both planes.
@@ -143,6 +148,18 @@ impl<E: Element> Masked<E> {
         self.each(ring, |plane| plane.map(|v| F::from_u64(v.to_u64())))
     }
 
+    /// The same planes, which hold a sharing in another ring by now.
+    pub(crate) fn in_ring(self, ring: u32) -> Masked<E> {
+        debug_assert!(ring <= E::BITS);
+        Masked { ring, ..self }
+    }
+
+    /// As [`Masked::low`] in the same lanes, without a copy.
+    pub fn into_low(self, ring: u32) -> Masked<E> {
+        assert!(ring <= self.ring, "low({ring}) of a ring of {}", self.ring);
+        Masked { ring, ..self }
+    }
+
     /// Divides by `2^by` and leaves a ring smaller by as many bits. Free; the result is off by at most one unit, because
     /// the carries of the three dropped parts are dropped too.
     pub fn shift<F: Element>(&self, by: u32) -> Masked<F> {
@@ -181,7 +198,7 @@ impl<E: Element> Masked<E> {
         let half = match self.party {
             PartyId::P0 => Vec::new(),
             PartyId::P1 => zip(self.m(), self.own_mask(), E::sub),
-            PartyId::P2 => tercet_ring::simd::run!(|| self.own_mask().iter().map(|&l| E::ZERO.sub(l)).collect()),
+            PartyId::P2 => self.planes[1].map(|l| E::ZERO.sub(l)).into_data(),
         };
         Additive::new(self.party, self.shape(), half)
     }
@@ -269,5 +286,7 @@ impl<E: Element> Additive<E> {
 /// `f` of pairs.
 pub(crate) fn zip<E: Element>(a: &[E], b: &[E], f: impl Fn(E, E) -> E) -> Vec<E> {
     debug_assert_eq!(a.len(), b.len());
-    tercet_ring::simd::run!(|| a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect())
+    let mut out = vec![E::ZERO; a.len()];
+    tercet_ring::simd::run!(|| out.iter_mut().zip(a).zip(b).for_each(|((out, &a), &b)| *out = f(a, b)));
+    out
 }

@@ -11,13 +11,13 @@
 
 use tercet_core::spec::MAXIMUM_FRAC;
 use tercet_core::{Cost, Result, Session};
-use tercet_ring::Element;
+use tercet_ring::{Element, Tensor};
 
 use crate::bits::{MaskedBits, post_remask, remask_cost};
 use crate::boolean::{self, Polynomial};
 use crate::compare;
 use crate::masked::Masked;
-use crate::select::{self, select};
+use crate::select::{self, Term, select_sum};
 use crate::truncate;
 
 /// Values a group of an inner level.
@@ -47,8 +47,7 @@ pub fn cost(rows: usize, width: usize, ring: u32, frac: u32) -> Cost {
         if group > 2 {
             total = total.then(boolean::cost(&winners(group), each).and(remask_cost(group - 1, each)));
         }
-        let selections = select::cost(each, ring).side_by_side(group - 1);
-        total = total.then(selections.and(truncate::cost(each, 0, ring)));
+        total = total.then(select::cost(group - 1, each, ring).and(truncate::cost(each, 0, ring)));
         width = width / group + width % group;
     }
     total
@@ -67,36 +66,49 @@ pub fn maximum<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32) -> Result<
     })
 }
 
+/// One level: `p_0 + sum_i [i wins] (p_i - p_0)` over the groups' parts, of which part `i` is columns `[i * each, (i + 1) * each)`.
 fn level<E: Element>(s: &mut Session, x: &Masked<E>) -> Result<Masked<E>> {
-    let width = x.planes()[0].width();
+    let (rows, width) = (x.planes()[0].rows(), x.planes()[0].width());
     let group = group(width);
-    let each = width / group;
-    let parts: Vec<Masked<E>> = (0..group).map(|i| x.columns(i * each, (i + 1) * each)).collect();
+    let (each, len) = (width / group, rows * (width / group));
     let pairs = pairs(group);
-    let differences: Vec<Masked<E>> = pairs.iter().map(|&(i, j)| parts[i].clone().sub(&parts[j])).collect();
-    let won = compare::at_least(s, &Masked::flatten(&differences), pairs.len(), &[0])?;
+    let differences = x.each(x.ring(), |plane| differences(plane, each, &pairs));
+    let won = compare::at_least(s, &differences, pairs.len(), &[0])?;
     let lost: Vec<MaskedBits> = won.iter().cloned().map(MaskedBits::not).collect();
     let picks = if group == 2 {
         lost
     } else {
         let inputs: Vec<&MaskedBits> = won.iter().chain(&lost).collect();
         let halves = boolean::evaluate(s, &inputs, &winners(group))?;
-        post_remask(s, group - 1, parts[0].len(), halves)?.finish(s)?
+        post_remask(s, group - 1, len, halves)?.finish(s)?
     };
-    let mut best = None;
-    for (part, pick) in parts[1..].iter().zip(&picks) {
-        let chosen = select(s, pick, &part.clone().sub(&parts[0]))?;
-        best = Some(match best {
-            None => chosen,
-            Some(sum) => chosen.add(&sum),
-        });
-    }
-    let best = best.expect("a group has at least two parts");
-    let best = truncate::remask::<E, E>(s, best, x.ring())?.add(&parts[0]);
+    // The first pairs are (0, 1), (0, 2), ..: their differences are what to subtract where part 1, 2, .. wins.
+    let terms: Vec<Term<'_, E>> =
+        picks.iter().enumerate().map(|(i, pick)| Term::part(pick, &differences, i * len..(i + 1) * len)).collect();
+    let behind = select_sum(s, &terms, x.ring())?;
+    let behind: Masked<E> = truncate::remask(s, behind, x.ring())?;
+    let first = x.columns(0, each);
+    let behind = behind.reshape(first.shape());
+    let best = first.sub(&behind);
     if width.is_multiple_of(group) {
         return Ok(best);
     }
     Ok(Masked::join_columns(&[best, x.columns(each * group, width)]))
+}
+
+/// `p_i - p_j` for every pair, pair after pair.
+fn differences<E: Element>(plane: &Tensor<E>, each: usize, pairs: &[(usize, usize)]) -> Tensor<E> {
+    let (rows, width) = (plane.rows(), plane.width());
+    let mut out = vec![E::ZERO; pairs.len() * rows * each];
+    for (&(i, j), out) in pairs.iter().zip(out.chunks_exact_mut((rows * each).max(1))) {
+        tercet_ring::simd::run!(|| {
+            for (line, out) in plane.data().chunks_exact(width.max(1)).zip(out.chunks_exact_mut(each)) {
+                let parts = line[i * each..(i + 1) * each].iter().zip(&line[j * each..(j + 1) * each]);
+                out.iter_mut().zip(parts).for_each(|(out, (&a, &b))| *out = a.sub(b));
+            }
+        });
+    }
+    Tensor::new([out.len()], out)
 }
 
 fn coarsen(frac: u32) -> u32 {

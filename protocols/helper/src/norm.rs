@@ -72,7 +72,9 @@ fn centre<E: Element>(plane: &Tensor<E>) -> Tensor<E> {
 
 /// One value a row, repeated over the row.
 pub(crate) fn repeat_along_rows<E: Element>(column: &Tensor<E>, shape: &[usize], width: usize) -> Tensor<E> {
-    Tensor::new(shape, column.data().iter().flat_map(|&v| std::iter::repeat_n(v, width)).collect())
+    let mut data = vec![E::ZERO; column.len() * width];
+    data.chunks_exact_mut(width.max(1)).zip(column.data()).for_each(|(line, &v)| line.fill(v));
+    Tensor::new(shape, data)
 }
 
 /// One row, repeated.

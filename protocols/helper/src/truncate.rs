@@ -53,14 +53,19 @@ impl<E: Element> Truncation<E> {
         let Truncation { posted, shape, by, ring, held: [first, second] } = self;
         let bits = ring + by;
         let down = |v: E| F::from_u64((v.low(bits) >> by).to_u64());
-        let halved = |plane: &[E]| tercet_ring::simd::run!(|| plane.iter().map(|&v| down(v)).collect::<Vec<F>>());
+        let halved = |plane: &[E]| {
+            let mut out = vec![F::ZERO; plane.len()];
+            tercet_ring::simd::run!(|| out.iter_mut().zip(plane).for_each(|(out, &v)| *out = down(v)));
+            out
+        };
         let theirs: Vec<E> = s.wait(posted, first.len(), bits)?;
         let planes = if s.is_helper() {
             [halved(&first), halved(&second)]
         } else {
             let centre = if by == 0 { E::ZERO } else { E::ONE << (by - 1) };
-            let m = tercet_ring::simd::run!(|| {
-                first.iter().zip(&theirs).map(|(&a, &b)| down(a.add(b).sub(centre))).collect()
+            let mut m = vec![F::ZERO; first.len()];
+            tercet_ring::simd::run!(|| {
+                m.iter_mut().zip(first.iter().zip(&theirs)).for_each(|(m, (&a, &b))| *m = down(a.add(b).sub(centre)));
             });
             [m, halved(&second)]
         };

@@ -144,7 +144,7 @@ fn selection_is_exact_and_groups_keep_apart() {
         });
         let expected: Vec<i64> = values[len..].iter().map(|&v| if v >= 0 { v } else { 0 }).collect();
         assert_eq!(reveal_additive(&run.outputs, 33), expected);
-        assert_eq!(run.cost, compare::cost(2 * len, 2, 33, 1).and(select::cost(len, 33)));
+        assert_eq!(run.cost, compare::cost(2 * len, 2, 33, 1).and(select::cost(1, len, 33)));
     }
 }
 
