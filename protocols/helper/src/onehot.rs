@@ -120,7 +120,11 @@ impl Encoding {
                     }
                     words
                 })?;
-                Ok(Dealing { low, bits, words })
+                let above = match self.cut {
+                    Cut::Eight if !s.is_helper() => parities_above(&words, len),
+                    _ => Vec::new(),
+                };
+                Ok(Dealing { low, bits, words, above })
             });
             Ok(OneHots { encoding: self, len, dealings: dealings.collect::<Result<_>>()? })
         })
@@ -138,6 +142,8 @@ struct Dealing {
     low: u32,
     bits: u32,
     words: Vec<u64>,
+    /// Of wide chunks, whose thresholds are many: bit `p` is the parity of the bits above `p`.
+    above: Vec<u64>,
 }
 
 impl OneHots {
@@ -145,7 +151,7 @@ impl OneHots {
     /// `from..from + c.len()` of the dealing.
     pub fn less_and_equal<E: Element>(&self, c: &[E], from: usize) -> Vec<Plane> {
         let (mut less, mut equal) = (Vec::new(), Vec::new());
-        for Dealing { low, bits, words: dealt } in &self.dealings {
+        for Dealing { low, bits, words: dealt, above } in &self.dealings {
             match self.encoding.cut {
                 Cut::Four => {
                     let size = onehot::chunks(*bits) * words(c.len());
@@ -156,9 +162,12 @@ impl OneHots {
                     equal.extend(e.chunks(planes).map(<[u64]>::to_vec));
                 }
                 Cut::Eight => {
-                    let [l, e] = compare_wide(dealt, self.len, c, from, *low, *bits);
-                    less.push(l);
-                    equal.push(e);
+                    let at = |table: &[u64], i: usize| {
+                        let place = (c[i].to_u64() >> low & ((1 << bits) - 1)) as usize;
+                        table[place / 64 * self.len + from + i] >> (place % 64) & 1
+                    };
+                    less.push(bits::collect(c.len(), |i| at(above, i)));
+                    equal.push(bits::collect(c.len(), |i| at(dealt, i)));
                 }
             }
         }
@@ -183,18 +192,20 @@ fn encode_wide<E: Element>(lambda: &[E], low: u32, bits: u32, count: usize, out:
     }
 }
 
-/// Halves of `[c < lambda]` and `[c = lambda]` on one wide chunk. `c` is public.
-fn compare_wide<E: Element>(dealt: &[u64], len: usize, c: &[E], from: usize, low: u32, bits: u32) -> [Plane; 2] {
-    let place = |i: usize| (c[i].to_u64() >> low & ((1 << bits) - 1)) as usize;
-    let word = |i: usize, w: usize| dealt[w * len + from + i];
-    let count = dealt.len() / len.max(1);
-    let less = bits::collect(c.len(), |i| {
-        let (at, bit) = (place(i) / 64, place(i) % 64);
-        let above = (at + 1..count).fold(word(i, at) & (!1 << bit), |sum, w| sum ^ word(i, w));
-        u64::from(above.count_ones() & 1)
-    });
-    let equal = bits::collect(c.len(), |i| word(i, place(i) / 64) >> (place(i) % 64) & 1);
-    [less, equal]
+/// For every bit of each element's half, the parity of the bits above it.
+fn parities_above(words: &[u64], len: usize) -> Vec<u64> {
+    let mut out = words.to_vec();
+    let mut carried = vec![0u64; len];
+    for out in out.chunks_exact_mut(len.max(1)).rev() {
+        for (out, carried) in out.iter_mut().zip(&mut carried) {
+            let word = *out >> 1;
+            let folded = [1, 2, 4, 8, 16, 32].into_iter().fold(word, |word, by| word ^ word >> by);
+            let all = u64::from(out.count_ones() & 1);
+            *out = folded ^ carried.wrapping_neg();
+            *carried ^= all;
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -227,7 +238,8 @@ mod tests {
                     Cut::Four => onehot::encode(&lambda, low, bits, &mut words),
                     Cut::Eight => encode_wide(&lambda, low, bits, count, &mut words),
                 }
-                Dealing { low, bits, words }
+                let above = if cut == Cut::Eight { parities_above(&words, len) } else { Vec::new() };
+                Dealing { low, bits, words, above }
             });
             let hots = OneHots { encoding, len, dealings: dealings.collect() };
             let planes = hots.less_and_equal(&c, 0);
