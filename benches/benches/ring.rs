@@ -1,17 +1,22 @@
-//! The kernels of the ring, each with its throughput: multiplications a second for products (to be held against one
-//! 512-bit product and sum a cycle), bytes a second for everything else (against the memory).
+//! The kernels of the ring, each beside its limit: products beside multiply-adds in registers, masks beside AES in
+//! registers, packing and encoding beside memory copy (lanes read or written plus packed bytes, against bytes copied from plus
+//! bytes copied to).
 //!
-//! `cargo bench -p tercet-benches --bench ring`, with `TERCET_SIMD=avx2` or `portable` for the other forms.
+//! `cargo bench -p tercet-benches --bench ring`, with `TERCET_SIMD=avx2` or `portable` for the other forms, with `-- --quick` for
+//! less time and precision, with `-- pack` for a part of it.
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tercet_benches::beside;
-use tercet_ring::matmul::{batched_matmul, matmul};
+use criterion::{BenchmarkId, Criterion, Throughput};
+use tercet_benches::limit::{Home, Limit};
+use tercet_benches::{Ledger, criterion};
+use tercet_ring::matmul::batched_matmul;
 use tercet_ring::{Element, Pool, Prg, Seed, dpf, fixed, onehot, pack};
 
 /// Rows of the vocabulary that a private lookup runs over.
 const VOCABULARY: usize = 30_522;
+/// Values of a packing whose lanes and bytes stay in the second cache, and of one from and to memory.
+const PACKED: [(Home, usize); 2] = [(Home::Cache, 1 << 15), (Home::Memory, 1 << 23)];
 
 fn random<E: Element>(stream: u64, len: usize) -> Vec<E> {
     let mut out = vec![E::ZERO; len];
@@ -19,95 +24,82 @@ fn random<E: Element>(stream: u64, len: usize) -> Vec<E> {
     out
 }
 
-fn products_of<E: Element>(c: &mut Criterion) {
-    let mut group = c.benchmark_group(format!("matmul/u{}", E::BITS));
+fn products<E: Element>(c: &mut Criterion, ledger: &mut Ledger) {
     let pool = Pool::new(1);
-    for (m, k, n) in [(128, 768, 3072), (32, 384, 1536), (32, 1536, 384), (1, 384, 1536)] {
-        let (a, b) = (random::<E>(1, m * k), random::<E>(2, k * n));
-        let mut out = vec![E::ZERO; m * n];
-        group.throughput(Throughput::Elements((m * k * n) as u64));
-        group.bench_function(BenchmarkId::from_parameter(format!("{m}x{k}x{n}")), |bench| {
-            bench.iter(|| matmul(&pool, black_box(&a), black_box(&b), black_box(&mut out), m, k, n, false));
+    let group = format!("matmul/u{}", E::BITS);
+    // Linear layers of two models and two lengths, one row, and twelve heads of 128 tokens: scores, then the sum over values.
+    for (batch, m, k, n) in [
+        (1, 128, 768, 3072),
+        (1, 128, 3072, 768),
+        (1, 32, 384, 1536),
+        (1, 32, 1536, 384),
+        (1, 1, 384, 1536),
+        (12, 128, 32, 128),
+        (12, 128, 128, 32),
+    ] {
+        let (a, b) = (random::<E>(1, batch * m * k), random::<E>(2, batch * k * n));
+        let mut out = vec![E::ZERO; batch * m * n];
+        let limit = Limit::MultiplyAdds { bits: E::BITS, count: (batch * m * k * n) as f64 };
+        let id = if batch == 1 { format!("{m}x{k}x{n}") } else { format!("{batch}x{m}x{k}x{n}") };
+        ledger.bench(c, &group, &id, limit, || {
+            batched_matmul(&pool, batch, black_box(&a), black_box(&b), black_box(&mut out), m, k, n, false);
         });
     }
-    // Twelve heads of 128 tokens: scores, then the sum over values.
-    for (m, k, n) in [(128, 32, 128), (128, 128, 32)] {
-        let (a, b) = (random::<E>(1, 12 * m * k), random::<E>(2, 12 * k * n));
-        let mut out = vec![E::ZERO; 12 * m * n];
-        group.throughput(Throughput::Elements((12 * m * k * n) as u64));
-        group.bench_function(BenchmarkId::from_parameter(format!("12x{m}x{k}x{n}")), |bench| {
-            bench.iter(|| batched_matmul(&pool, 12, black_box(&a), black_box(&b), black_box(&mut out), m, k, n, false));
-        });
-    }
-    group.finish();
 }
 
-fn products(c: &mut Criterion) {
-    products_of::<u32>(c);
-    products_of::<u64>(c);
-}
-
-fn masks(c: &mut Criterion) {
-    let mut group = c.benchmark_group("prg");
+fn masks(c: &mut Criterion, ledger: &mut Ledger) {
     let prg = Prg::new(&Seed::from_bytes([1; 32]));
     for bytes in [1 << 12, 1 << 16, 1 << 24] {
         let mut out = vec![0u64; bytes / 8];
-        group.throughput(Throughput::Bytes(bytes as u64));
-        group.bench_function(BenchmarkId::from_parameter(bytes), |bench| {
-            bench.iter(|| prg.fill(7, 0, black_box(&mut out)));
+        ledger.bench(c, "prg", &bytes.to_string(), Limit::Aes { bytes: bytes as f64 }, || {
+            prg.fill(7, 0, black_box(&mut out));
         });
     }
-    group.finish();
 }
 
-/// Throughput in packed bytes.
-fn packing(c: &mut Criterion) {
-    let mut group = c.benchmark_group("pack");
-    let values: Vec<u32> = random(3, 1 << 17);
-    for k in [1, 5, 16, 20, 31] {
-        let mut packed = Vec::new();
-        let mut back = vec![0u32; values.len()];
-        group.throughput(Throughput::Bytes(pack::packed_len(values.len(), k) as u64));
-        group.bench_function(BenchmarkId::new("pack", k), |bench| {
-            bench.iter(|| {
+fn packing<E: Element>(c: &mut Criterion, ledger: &mut Ledger, widths: &[u32]) {
+    for (home, lanes) in PACKED {
+        let values: Vec<E> = random(3, lanes * size_of::<u32>() / size_of::<E>());
+        let mut back = vec![E::ZERO; values.len()];
+        let place = if home == Home::Cache { "" } else { " memory" };
+        for &k in widths {
+            let len = pack::packed_len(values.len(), k);
+            let mut packed = Vec::with_capacity(len + 64);
+            let limit = Limit::Copy { bytes: (len + size_of_val(&values[..])) as f64, home };
+            let id = format!("u{} {k}{place}", E::BITS);
+            ledger.bench(c, "pack", &id, limit, || {
                 packed.clear();
-                pack::pack(black_box(&values), k, &mut packed);
+                pack::pack(black_box(&values), k, black_box(&mut packed));
             });
-        });
-        group.bench_function(BenchmarkId::new("unpack", k), |bench| {
-            bench.iter(|| pack::unpack(black_box(&packed), k, &mut back).expect("its own bytes"));
-        });
+            packed.clear();
+            pack::pack(&values, k, &mut packed);
+            ledger.bench(c, "unpack", &id, limit, || {
+                pack::unpack(black_box(&packed), k, black_box(&mut back)).expect("its own bytes");
+            });
+        }
     }
-    group.finish();
 }
 
-/// Comparison of 15-bit masks with points, and their encoding, beside a copy of the words: in the second cache and beyond
-/// the last.
-fn one_hots_of<E: Element>() {
-    for len in [1 << 15, 1 << 22] {
-        let (c, words, bits): (Vec<E>, Vec<u64>, u32) = (random(1, len), random(2, len), 15);
-        let planes = onehot::chunks(bits) * len / 64;
+/// Comparison of 15-bit masks with points, and their encoding, beside a copy of the words.
+fn one_hots<E: Element>(c: &mut Criterion, ledger: &mut Ledger) {
+    const BITS: u32 = 15;
+    for (home, len) in [(Home::Cache, 1 << 14), (Home::Memory, 1 << 22)] {
+        let (points, words): (Vec<E>, Vec<u64>) = (random(1, len), random(2, len));
+        let planes = onehot::chunks(BITS) * len / 64;
         let (mut less, mut equal, mut out) = (vec![0; planes], vec![0; planes], vec![0; len]);
-        let mut copy = vec![0u64; len];
-        let name = |what: &str| format!("onehot/{what}/u{}/{len}", E::BITS);
-        let copied = || black_box(&mut copy[..]).copy_from_slice(black_box(&words));
-        beside(&name("compare"), "a memory copy", copied, || {
-            onehot::compare(black_box(&words), black_box(&c), 0, bits, &mut less, &mut equal);
+        let limit = Limit::Copy { bytes: 2.0 * size_of_val(&words[..]) as f64, home };
+        let place = if home == Home::Cache { "" } else { " memory" };
+        ledger.bench(c, "onehot/compare", &format!("u{}{place}", E::BITS), limit, || {
+            onehot::compare(black_box(&words), black_box(&points), 0, BITS, &mut less, &mut equal);
             black_box((&mut less, &mut equal));
         });
-        let copied = || black_box(&mut copy[..]).copy_from_slice(black_box(&words));
-        beside(&name("encode"), "a memory copy", copied, || {
-            onehot::encode(black_box(&c), 0, bits, black_box(&mut out));
+        ledger.bench(c, "onehot/encode", &format!("u{}{place}", E::BITS), limit, || {
+            onehot::encode(black_box(&points), 0, BITS, black_box(&mut out));
         });
     }
 }
 
-fn one_hots(_: &mut Criterion) {
-    one_hots_of::<u32>();
-    one_hots_of::<u64>();
-}
-
-fn lookup_of<E: Element>(c: &mut Criterion) {
+fn lookup<E: Element>(c: &mut Criterion) {
     let mut group = c.benchmark_group(format!("dpf/u{}", E::BITS));
     let seed = Seed::from_bytes([5; 32]);
     group.bench_function("generate/15", |bench| {
@@ -121,20 +113,26 @@ fn lookup_of<E: Element>(c: &mut Criterion) {
     group.finish();
 }
 
-fn lookup(c: &mut Criterion) {
-    lookup_of::<u32>(c);
-    lookup_of::<u64>(c);
-}
-
-fn encoding(c: &mut Criterion) {
-    let mut group = c.benchmark_group("fixed");
-    let values: Vec<f32> = random::<u32>(4, 1 << 17).iter().map(|&v| v as i32 as f32 / 1e9).collect();
-    group.throughput(Throughput::Elements(values.len() as u64));
-    group.bench_function("encode", |bench| {
-        bench.iter(|| fixed::encode::<u32>("values", black_box(&values), 12, 32).expect("they fit"));
+fn encoding(c: &mut Criterion, ledger: &mut Ledger) {
+    let values: Vec<f32> = random::<u32>(4, 1 << 15).iter().map(|&v| v as i32 as f32 / 1e9).collect();
+    let limit = Limit::Copy { bytes: 2.0 * size_of_val(&values[..]) as f64, home: Home::Cache };
+    ledger.bench(c, "fixed", "encode", limit, || {
+        black_box(fixed::encode::<u32>("values", black_box(&values), 12, 32).expect("they fit"));
     });
-    group.finish();
 }
 
-criterion_group!(benches, products, masks, packing, one_hots, lookup, encoding);
-criterion_main!(benches);
+fn main() {
+    let (mut c, mut ledger) = (criterion(), Ledger::default());
+    products::<u32>(&mut c, &mut ledger);
+    products::<u64>(&mut c, &mut ledger);
+    masks(&mut c, &mut ledger);
+    packing::<u32>(&mut c, &mut ledger, &[1, 2, 3, 5, 10, 16, 20, 24, 27, 28, 29, 31, 32]);
+    packing::<u64>(&mut c, &mut ledger, &[1, 7, 16, 20, 33, 44, 48, 56, 57, 58, 63]);
+    one_hots::<u32>(&mut c, &mut ledger);
+    one_hots::<u64>(&mut c, &mut ledger);
+    lookup::<u32>(&mut c);
+    lookup::<u64>(&mut c);
+    encoding(&mut c, &mut ledger);
+    c.final_summary();
+    ledger.print();
+}

@@ -7,6 +7,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("lanes travel and are stored as they lie in memory, little-endian");
 
+pub mod ceiling;
 mod cipher;
 pub mod dpf;
 mod element;

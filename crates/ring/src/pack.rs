@@ -3,8 +3,8 @@
 //! Element `i` takes bits `[i * k, (i + 1) * k)` of the plane, bit `b` of the plane being bit `b % 8` of byte `b / 8`
 //! (little-endian throughout). The bits after the last element are zero; a reader ignores them.
 //!
-//! A whole lane is copied and single bits have loops of their own. Other widths go through AVX-512 with byte permutation in blocks (`blocks`) where the machine
-//! has it, and word by word where not and at the end.
+//! A whole lane is copied. Other widths go in blocks through AVX-512 with byte permutation (`blocks`) where the machine has
+//! it, and word by word where not and at the end.
 
 #[cfg(target_arch = "x86_64")]
 mod blocks;
@@ -37,12 +37,9 @@ pub fn pack<E: Element>(values: &[E], k: u32, out: &mut Vec<u8>) {
     if k == E::BITS {
         return out.extend_from_slice(bytemuck::cast_slice(values));
     }
-    if k == 1 {
-        return pack_bits(values, out);
-    }
     #[cfg(target_arch = "x86_64")]
     let values = &values[blocks::pack(values, k, out)..];
-    pack_words(values, k, out);
+    if k == 1 { pack_bits(values, out) } else { pack_words(values, k, out) }
 }
 
 /// Unpacks `out.len()` elements of `k` bits; each comes out below `2^k`.
@@ -62,16 +59,16 @@ pub fn unpack<E: Element>(bytes: &[u8], k: u32, out: &mut [E]) -> Result<(), Len
         bytemuck::cast_slice_mut(out).copy_from_slice(bytes);
         return Ok(());
     }
-    if k == 1 {
-        unpack_bits(bytes, out);
-        return Ok(());
-    }
     #[cfg(target_arch = "x86_64")]
     let (bytes, out) = {
         let done = blocks::unpack(bytes, k, out);
         (&bytes[packed_len(done, k)..], &mut out[done..])
     };
-    unpack_words(bytes, k, out);
+    if k == 1 {
+        unpack_bits(bytes, out)
+    } else {
+        unpack_words(bytes, k, out)
+    }
     Ok(())
 }
 

@@ -54,6 +54,18 @@ impl Isa {
         })
     }
 
+    /// Whether AVX-512 is in use and permutes bytes and shifts pairs of lanes too (VBMI and VBMI2: Ice Lake, Zen 4 and later).
+    pub fn permutes_bytes() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            static PERMUTES: OnceLock<bool> = OnceLock::new();
+            *PERMUTES.get_or_init(|| Isa::current() == Isa::Avx512 && has!("avx512vbmi") && has!("avx512vbmi2"))
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Runs `work` compiled for this instruction set, or for the best one below it that the machine has.
     ///
     /// Only what the compiler inlines here is so compiled, and it inlines no more than a small closure: kernels of
