@@ -1,27 +1,28 @@
 //! Register tiles: a few rows by a few vectors of the product, held in registers over [`DEPTH`] steps.
 //!
-//! On AVX-512 the tile is 6 rows by 4 vectors: of 32 registers 24 sum, 4 hold the right operand and one broadcasts the
-//! left. On AVX2 it is 6 by 2 for `u32` and 3 by 2 for `u64`, whose sums take two registers each. The first group of
-//! rows reads the right operand where it lies and stores it into the packed panel as it goes: packing then costs no
-//! pass of its own, and memory is read while the multipliers work.
+//! On AVX-512 the tile is 8 rows by 2 vectors: of 32 registers 16 sum, 2 hold the right operand, 4 broadcast the left, and
+//! 8 hold products that go before their sums (see [`vectors`](super::vectors)). On AVX2 it is 6 by 2 for `u32` and 3 by
+//! 2 for `u64`, whose sums take two registers each.
+//!
+//! The first group of rows reads the right operand where it lies and stores it into the packed panel as it goes, so packing
+//! costs no pass of its own. Every group fetches a share of the block that comes next: memory is read all the time that
+//! the multipliers work, not in bursts that they wait for. A right operand packed beforehand would gain nothing more.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::vectors::{U32x8, U32x16, U64x4, U64x8, Vector};
+use super::vectors::{BLOCK_ROWS, U32x8, U32x16, U64x4, U64x8, Vector};
 use super::{Isa, Part, sealed};
 use crate::Element;
 
-/// Rows of the right operand in a panel: a panel of 4 vectors takes 64 KiB.
+/// Rows of the right operand in a panel: a panel of 2 vectors takes 32 KiB.
 pub(super) const DEPTH: usize = 256;
 /// Panels packed together: while a group of rows of the left operand is in the first cache, it meets them all.
 const PANELS: usize = 8;
-/// Rows of the right operand fetched ahead while packing. Rows that lie a multiple of 4 KiB apart share their place in
-/// the first cache, which has room for eight of them: 4 measured best, 16 worse than none.
-const AHEAD: usize = 4;
-/// Bytes of the packed panels at their widest: half of a second cache of 1 MiB, as machines with AVX-512 have.
-const PACKED: usize = PANELS * DEPTH * 4 * 64;
+/// Bytes of the packed panels at their widest: a quarter of a second cache of 1 MiB, as machines with AVX-512 have, beside
+/// which the left rows, the output, and the next block have room.
+const PACKED: usize = PANELS * DEPTH * 2 * 64;
 
 /// A cache line, so that packed panels are aligned to one.
 #[derive(Clone, Copy)]
@@ -48,6 +49,10 @@ struct Job<L> {
     c_step: usize,
     /// Adds to the output instead of replacing it.
     add: bool,
+    /// Rows of the right operand that are wanted soon: the first, their distance, and how many.
+    soon: *const L,
+    soon_step: usize,
+    soon_rows: usize,
 }
 
 /// The tiles of an instruction set and a lane.
@@ -70,21 +75,44 @@ unsafe fn tile<V: Vector, const ROWS: usize, const WIDTH: usize, const PACK: boo
     // SAFETY: the caller has the instruction set of `V`, and addresses that are good for `ROWS`, `WIDTH` and `depth`.
     unsafe {
         let mut sums = [[V::empty(); WIDTH]; ROWS];
+        for r in 0..ROWS {
+            for w in 0..WIDTH {
+                _mm_prefetch::<_MM_HINT_T0>(job.c.add(r * job.c_step + w * V::LANES).cast());
+            }
+        }
         let mut b = job.b;
         let mut packed = job.packed;
+        let mut soon = job.soon;
         for step in 0..job.depth {
+            if step < job.soon_rows {
+                for w in 0..WIDTH {
+                    _mm_prefetch::<_MM_HINT_T1>(soon.wrapping_add(w * V::LANES).cast());
+                }
+                soon = soon.wrapping_add(job.soon_step);
+            }
             let mut right = [V::load(b).right(); WIDTH];
             for (w, right) in right.iter_mut().enumerate() {
                 let vector = V::load(b.add(w * V::LANES));
                 if PACK {
-                    let ahead = b.wrapping_add(AHEAD * job.b_step + w * V::LANES);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    let next = b.wrapping_add((WIDTH + w) * V::LANES);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
                     vector.store(packed.add(w * V::LANES));
                 }
                 *right = vector.right();
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let left = V::splat(*job.a.add(r * job.a_step + step));
+            let mut a = job.a.add(step);
+            let (blocks, rest) = sums.as_chunks_mut::<BLOCK_ROWS>();
+            for sums in blocks {
+                let mut left = [V::splat(*a); BLOCK_ROWS];
+                for left in &mut left {
+                    *left = V::splat(*a);
+                    a = a.wrapping_add(job.a_step);
+                }
+                V::multiply_add_block(left, &right, sums);
+            }
+            for sums in rest {
+                let left = V::splat(*a);
+                a = a.wrapping_add(job.a_step);
                 for (sum, &right) in sums.iter_mut().zip(&right) {
                     *sum = left.multiply_add(right, *sum);
                 }
@@ -129,7 +157,6 @@ macro_rules! tiles {
                             ($rows, 1, _) => $compiled::<$rows, 1, false>(job),
                             ($rows, $width_max, true) => $compiled::<$rows, $width_max, true>(job),
                             ($rows, $width_max, false) => $compiled::<$rows, $width_max, false>(job),
-                            ($rows, _, _) => $compiled::<$rows, 2, false>(job),
                         )*
                         _ => unreachable!("no tile of {rows} rows"),
                     }
@@ -138,8 +165,8 @@ macro_rules! tiles {
         }
     };
 }
-tiles!(Avx512U32, U32x16, "avx512f,avx512bw,avx512dq,avx512vl,bmi2", avx512_u32, 6 x 4, [1 2 3 4 5 6]);
-tiles!(Avx512U64, U64x8, "avx512f,avx512bw,avx512dq,avx512vl,bmi2", avx512_u64, 6 x 4, [1 2 3 4 5 6]);
+tiles!(Avx512U32, U32x16, "avx512f,avx512bw,avx512dq,avx512vl,bmi2", avx512_u32, 8 x 2, [1 2 3 4 5 6 7 8]);
+tiles!(Avx512U64, U64x8, "avx512f,avx512bw,avx512dq,avx512vl,bmi2", avx512_u64, 8 x 2, [1 2 3 4 5 6 7 8]);
 tiles!(Avx2U32, U32x8, "avx2,bmi2", avx2_u32, 6 x 2, [1 2 3 4 5 6]);
 tiles!(Avx2U64, U64x4, "avx2,bmi2", avx2_u64, 3 x 2, [1 2 3]);
 
@@ -192,17 +219,25 @@ unsafe fn product<T: Tiles>(part: &Part<<T::Vector as Vector>::Lane>) {
         let to = part.columns.end.min(from + PANELS * columns::<T>());
         for k0 in (0..part.k).step_by(DEPTH) {
             // SAFETY: passed on; `panels` has room for `PANELS` panels of `DEPTH` rows.
-            unsafe { block::<T>(part, from..to, k0..part.k.min(k0 + DEPTH), panels) };
+            unsafe {
+                let steps = k0..part.k.min(k0 + DEPTH);
+                // What comes after this block: the steps below, or the strip to the right from the top.
+                let (row, column) = if steps.end < part.k { (steps.end, from) } else { (0, to) };
+                let next = part.b.wrapping_add(row * part.n + column);
+                block::<T>(part, from..to, steps, next, panels);
+            }
         }
     }
     PACKED_PANELS.set(lines);
 }
 
-/// A strip of columns over some steps: the first group of rows packs, all later ones read the panels.
+/// A strip of columns over some steps: the first group of rows packs, all later ones read the panels. Each group fetches its
+/// share of the block after this one, which begins at `next`, so that memory is read all the time.
 unsafe fn block<T: Tiles>(
     part: &Part<<T::Vector as Vector>::Lane>,
     columns_here: Range<usize>,
     steps: Range<usize>,
+    next: *const <T::Vector as Vector>::Lane,
     panels: *mut <T::Vector as Vector>::Lane,
 ) {
     let add = part.accumulate || steps.start > 0;
@@ -227,6 +262,9 @@ unsafe fn block<T: Tiles>(
                     c: part.c.add(row * part.n + from),
                     c_step: part.n,
                     add,
+                    soon: next.wrapping_add(group * steps.len() / groups * part.n + panel * columns::<T>()),
+                    soon_step: part.n,
+                    soon_rows: steps.len() / groups,
                 };
                 if width < columns::<T>() {
                     let vectors = width.div_ceil(T::Vector::LANES).next_power_of_two();
@@ -263,8 +301,8 @@ unsafe fn pack_padded<L: Element>(b: *const L, b_step: usize, width: usize, to: 
 
 /// A tile of which only the first `width` columns exist: it goes through a buffer.
 unsafe fn edge<T: Tiles>(rows: usize, vectors: usize, width: usize, job: Job<<T::Vector as Vector>::Lane>) {
-    // The largest tile: 6 rows of 4 vectors of 64 bytes.
-    let mut buffer = [Line([0; 64]); 24];
+    // The largest tile: 8 rows of 2 vectors of 64 bytes.
+    let mut buffer = [Line([0; 64]); 16];
     let whole: *mut <T::Vector as Vector>::Lane = buffer.as_mut_ptr().cast();
     let step = vectors * T::Vector::LANES;
     let (c, c_step, add) = (job.c, job.c_step, job.add);
