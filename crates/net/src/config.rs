@@ -44,7 +44,8 @@ pub struct EndpointConfig {
     pub clients_at_once: usize,
     /// The kind of network.
     pub profile: LinkProfile,
-    /// A shape to hold incoming messages to, for measurements.
+    /// A shape to hold links to, for measurements: over QUIC the packets that leave here, over TCP the messages that
+    /// arrive. Both ends of a link set it.
     pub shape: LinkShape,
     /// Name and version of the program, for the peers' logs.
     pub software: String,

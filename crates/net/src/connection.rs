@@ -92,7 +92,8 @@ impl Connection {
         let Greeted { link, me, peer, seed, control: (send, recv), shape, place } = greeted;
         let link = Arc::new(link);
         let name: Arc<str> = peer.name().into();
-        let clock = (!shape.is_none()).then(|| Arc::new(Mutex::new(LinkClock::new(shape))));
+        // QUIC's packets are shaped already.
+        let clock = (!shape.is_none() && matches!(*link, Link::Tcp(_))).then(|| Arc::new(Mutex::new(LinkClock::new(shape))));
         let (control_out, control_in) = ByteChannel::new(send, recv, name.clone(), clock.clone()).split();
         let (found, requests) = mpsc::unbounded_channel();
         let sessions = Arc::<Mutex<Sessions>>::default();

@@ -229,7 +229,7 @@ impl Ports {
 
 impl EndpointConfig {
     fn quic_port(&self, address: SocketAddr, tls: Option<rustls::ServerConfig>) -> Result<QuicPort, NetError> {
-        QuicPort::bind(address, tls, self.profile, &self.identity.derived(b"tercet stateless reset"))
+        QuicPort::bind(address, tls, self.profile, self.shape, &self.identity.derived(b"tercet stateless reset"))
     }
 }
 

@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
     use crate::quic::QuicPort;
-    use crate::{ClientPolicy, Endpoint, Identity, LinkProfile, PublicKey, tcp, tls};
+    use crate::{ClientPolicy, Endpoint, Identity, LinkProfile, LinkShape, PublicKey, tcp, tls};
 
     const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -116,7 +116,7 @@ mod tests {
         async fn refusal(&self, hello: Hello, over_tcp: bool) -> NetError {
             let address = self.node.local_address().unwrap();
             let tls = tls::client_config(&self.client.identity, self.node_key).unwrap();
-            let port = QuicPort::bind(ANY, None, LinkProfile::default(), &[0; 32]).unwrap();
+            let port = QuicPort::bind(ANY, None, LinkProfile::default(), LinkShape::NONE, &[0; 32]).unwrap();
             let link = match over_tcp {
                 true => Link::Tcp(tcp::dial(address, tls, LinkProfile::default().keep_alive_and_idle()).await.unwrap()),
                 false => Link::quic(port.dial(address, tls).await.unwrap()),

@@ -10,6 +10,7 @@ mod channel;
 pub mod codec;
 mod config;
 mod connection;
+mod egress;
 mod endpoint;
 mod error;
 mod greeting;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime,
     TransportConfig, VarInt,
 };
 use rand::Rng;
@@ -21,10 +21,11 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::egress::ShapedSocket;
 use crate::identity::TLS_NAME;
 use crate::link::{WireBytes, unwelcome};
 use crate::mailbox::clean_reason;
-use crate::{NetError, PublicKey, tls};
+use crate::{LinkShape, NetError, PublicKey, tls};
 
 /// Bytes of receive credit a stream: enough for 10 Gbit/s at 12 ms.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 << 20;
@@ -76,7 +77,9 @@ impl LinkProfile {
         }
     }
 
-    fn transport(self) -> TransportConfig {
+    /// Settings for a link that is held to `shape`: it decides what a round trip is before the first was measured, and how
+    /// much must be in flight where that is fixed.
+    fn transport(self, shape: LinkShape) -> TransportConfig {
         let mut transport = TransportConfig::default();
         let mtu = self.datagram_bytes();
         let (keep_alive, idle) = self.keep_alive_and_idle();
@@ -90,6 +93,7 @@ impl LinkProfile {
             .datagram_receive_buffer_size(None)
             .keep_alive_interval(Some(keep_alive))
             .max_idle_timeout(IdleTimeout::try_from(idle).ok());
+        let near = Duration::from_millis(1).max(2 * shape.round_trip());
         match self {
             Self::Wan => {
                 transport.mtu_discovery_config(Some(MtuDiscoveryConfig::default()));
@@ -97,12 +101,12 @@ impl LinkProfile {
             Self::Lan1500 => {
                 let mut cubic = CubicConfig::default();
                 cubic.initial_window(32 * u64::from(mtu));
-                transport.min_mtu(mtu).mtu_discovery_config(None).initial_rtt(Duration::from_millis(1));
+                transport.min_mtu(mtu).mtu_discovery_config(None).initial_rtt(near);
                 transport.congestion_controller_factory(Arc::new(cubic));
             }
             Self::Loopback | Self::Jumbo => {
-                transport.min_mtu(mtu).mtu_discovery_config(None).initial_rtt(Duration::from_millis(1));
-                transport.congestion_controller_factory(Arc::new(FixedWindow));
+                transport.min_mtu(mtu).mtu_discovery_config(None).initial_rtt(near);
+                transport.congestion_controller_factory(Arc::new(FixedWindow::for_link(shape)));
             }
         }
         transport
@@ -141,24 +145,30 @@ impl std::fmt::Display for LinkProfile {
 
 /// A congestion window that does not move, for links where nothing else competes.
 #[derive(Clone)]
-struct FixedWindow;
+struct FixedWindow(u64);
 
 impl FixedWindow {
     /// Bytes in flight; 2 MiB was the best of 1 to 16 over loopback.
     const BYTES: u64 = 2 << 20;
+
+    /// Fills a longer link too, one and a half times over.
+    fn for_link(shape: LinkShape) -> Self {
+        let filled = shape.bytes_within(3 * shape.round_trip() / 2).unwrap_or(0);
+        Self(Self::BYTES.max(filled.min(STREAM_WINDOW_BYTES.into())))
+    }
 }
 
 impl Controller for FixedWindow {
     fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _persistent: bool, _lost_bytes: u64) {}
     fn on_mtu_update(&mut self, _new_mtu: u16) {}
     fn window(&self) -> u64 {
-        Self::BYTES
+        self.0
     }
     fn clone_box(&self) -> Box<dyn Controller> {
         Box::new(self.clone())
     }
     fn initial_window(&self) -> u64 {
-        Self::BYTES
+        self.0
     }
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
@@ -167,7 +177,7 @@ impl Controller for FixedWindow {
 
 impl ControllerFactory for FixedWindow {
     fn build(self: Arc<Self>, _now: Instant, _current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(Self)
+        Box::new(self.as_ref().clone())
     }
 }
 
@@ -198,17 +208,18 @@ pub(crate) struct QuicPort {
 }
 
 impl QuicPort {
-    /// `reset_key` survives a restart of the process, so that a restarted node can tell its peers at once that their
+    /// What leaves is held to `shape`. `reset_key` survives a restart of the process, so that a restarted node can tell its peers at once that their
     /// old connections are dead.
     pub(crate) fn bind(
         address: SocketAddr,
         server: Option<rustls::ServerConfig>,
         profile: LinkProfile,
+        shape: LinkShape,
         reset_key: &[u8; 32],
     ) -> Result<Self, NetError> {
-        let socket =
-            udp_socket(address).map_err(|error| NetError::Bind { address, kind: "UDP", reason: error.to_string() })?;
-        let transport = Arc::new(profile.transport());
+        let unbound = |error: std::io::Error| NetError::Bind { address, kind: "UDP", reason: error.to_string() };
+        let socket = udp_socket(address).map_err(unbound)?;
+        let transport = Arc::new(profile.transport(shape));
         let server = match server {
             None => None,
             Some(tls) => {
@@ -224,8 +235,12 @@ impl QuicPort {
             .cid_generator(|| Box::new(RandomIds))
             .max_udp_payload_size(profile.datagram_bytes().max(1472) + 28)
             .map_err(|error| NetError::local(error.to_string()))?;
-        let endpoint = quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
-            .map_err(|error| NetError::Bind { address, kind: "UDP", reason: error.to_string() })?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let mut socket = runtime.wrap_udp_socket(socket).map_err(unbound)?;
+        if !shape.is_none() {
+            socket = Arc::new(ShapedSocket::new(socket, shape).map_err(unbound)?);
+        }
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(unbound)?;
         Ok(Self { endpoint, transport })
     }
 

@@ -1,11 +1,12 @@
 //! Links slowed down to a given one-way delay and bandwidth, to measure on one machine what a network would do.
 //!
-//! The receiver holds a frame back until the modelled link would have delivered it, so senders never block and both
-//! directions are shaped. The arithmetic is that of a link which sends one frame after another:
+//! The arithmetic is that of a link which sends one thing after another:
 //!
 //! `arrival = max(now, link free) + size / bandwidth + delay`
 //!
-//! and depends on nothing but the sizes and the instants at which frames were handed over.
+//! and depends on nothing but the sizes and the instants at which they were handed over. Over QUIC it acts on each UDP
+//! datagram on its way out, acknowledgements and handshakes included ([`egress`](crate::egress)). Over TCP and in memory,
+//! where there are no packets to get hold of, the receiver holds each frame or message back until it would have arrived.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ impl LinkShape {
     /// One continent: 20 ms, 200 Mbit/s.
     pub const WAN: Self = Self { delay: Duration::from_millis(20), bandwidth: Some(200_000_000) };
 
-    /// Whether frames are held back at all.
+    /// Whether anything is held back at all.
     pub fn is_none(&self) -> bool {
         *self == Self::NONE
     }
@@ -44,6 +45,25 @@ impl LinkShape {
                 let nanos = bytes as u128 * 8 * 1_000_000_000 / u128::from(bits_per_s.max(1));
                 Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
             }
+        }
+    }
+
+    /// Time from the last bit's departure to that of the answer's first one, from an other end that takes no time.
+    pub(crate) fn round_trip(&self) -> Duration {
+        2 * self.delay
+    }
+
+    /// Bytes that the link carries within so much time; none where there is no bound.
+    pub(crate) fn bytes_within(&self, time: Duration) -> Option<u64> {
+        let bytes = u128::from(self.bandwidth?) * time.as_nanos() / 8_000_000_000;
+        Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+    }
+
+    /// How many datagrams of this size pass within so much time, at least one.
+    pub(crate) fn datagrams_within(&self, time: Duration, bytes: usize) -> usize {
+        match self.bytes_within(time) {
+            None => 1 << 16,
+            Some(within) => (within / bytes.max(1) as u64).clamp(1, 1 << 16) as usize,
         }
     }
 }
@@ -116,6 +136,11 @@ impl LinkClock {
         let sent = self.free.map_or(now, |free| free.max(now)) + self.shape.busy(bytes);
         self.free = Some(sent);
         sent + self.shape.delay
+    }
+
+    /// How long the link is busy with what it was handed already.
+    pub(crate) fn backlog(&self, now: Instant) -> Duration {
+        self.free.map_or(Duration::ZERO, |free| free.saturating_duration_since(now))
     }
 }
 
