@@ -93,7 +93,8 @@ impl Connection {
         let link = Arc::new(link);
         let name: Arc<str> = peer.name().into();
         // QUIC's packets are shaped already.
-        let clock = (!shape.is_none() && matches!(*link, Link::Tcp(_))).then(|| Arc::new(Mutex::new(LinkClock::new(shape))));
+        let clock =
+            (!shape.is_none() && matches!(*link, Link::Tcp(_))).then(|| Arc::new(Mutex::new(LinkClock::new(shape))));
         let (control_out, control_in) = ByteChannel::new(send, recv, name.clone(), clock.clone()).split();
         let (found, requests) = mpsc::unbounded_channel();
         let sessions = Arc::<Mutex<Sessions>>::default();

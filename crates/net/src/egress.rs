@@ -310,3 +310,165 @@ fn wake_punctually() {
         let _ = std::fs::write(std::path::Path::new("/proc").join(id).join("timerslack_ns"), "1");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    /// Takes whatever is sent, and remembers when.
+    #[derive(Debug, Default)]
+    struct Sink {
+        took: Mutex<Vec<(Instant, SocketAddr, usize, Option<usize>)>>,
+        /// So many sends find the buffer full first.
+        full: AtomicUsize,
+    }
+
+    impl AsyncUdpSocket for Sink {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            unreachable!("the shaped socket has its own")
+        }
+
+        fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+            if self.full.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |full| full.checked_sub(1)).is_ok() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let entry = (Instant::now(), transmit.destination, transmit.contents.len(), transmit.segment_size);
+            self.took.lock().unwrap().push(entry);
+            Ok(())
+        }
+
+        fn poll_recv(
+            &self,
+            _cx: &mut Context<'_>,
+            _bufs: &mut [IoSliceMut<'_>],
+            _meta: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(to(0))
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn to(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn batch(port: u16, contents: &[u8], segment_size: Option<usize>) -> Transmit<'_> {
+        Transmit { destination: to(port), ecn: None, contents, segment_size, src_ip: None }
+    }
+
+    /// A line without its thread. 8 Mbit/s: a byte takes a microsecond.
+    fn line(delay: Duration) -> Line {
+        let shape = LinkShape { delay, bandwidth: Some(8_000_000) };
+        Line { shape, socket: Arc::<Sink>::default(), state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn us(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    #[test]
+    fn batches_arrive_in_the_parts_that_the_link_makes_of_them() {
+        let line = line(us(5000));
+        let t0 = Instant::now();
+        // Five datagrams of 100 us and one of 50: two of them fit a burst.
+        line.enter(&batch(1, &[0; 550], Some(100)), t0).unwrap();
+        // Another link is free, and a datagram longer than a burst stays whole.
+        line.enter(&batch(2, &[0; 1000], None), t0).unwrap();
+        // The first link is still busy for 450 us.
+        line.enter(&batch(1, &[0; 10], None), t0 + us(100)).unwrap();
+        let state = line.lock();
+        let seen = state.flight.iter().map(|((due, _), burst)| {
+            (*due - t0, burst.destination.port(), burst.bytes.len(), burst.segment, burst.prompt)
+        });
+        let expected = [
+            (us(5200), 1, 200, Some(100), true),
+            (us(5400), 1, 200, Some(100), true),
+            (us(5550), 1, 150, Some(100), true),
+            (us(5560), 1, 10, None, false),
+            (us(6000), 2, 1000, None, true),
+        ];
+        assert_eq!(seen.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_full_queue_makes_its_own_senders_wait() {
+        let line = Arc::new(line(us(0)));
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(woken.clone());
+        let mut room = Room { line: line.clone(), waits_for: None };
+        let mut writable = |now_full: bool| {
+            let ready = Pin::new(&mut room).poll_writable(&mut Context::from_waker(&waker)).is_ready();
+            assert_eq!(ready, !now_full);
+        };
+        // The clock of this test is ahead, so that what is queued stays queued.
+        let t0 = Instant::now() + Duration::from_secs(1000);
+        writable(false);
+        line.enter(&batch(1, &[0; 4000], None), t0).unwrap();
+        line.enter(&batch(1, &[0; 4000], None), t0).unwrap();
+        let full = line.enter(&batch(1, &[0; 1], None), t0).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        writable(true);
+        writable(true);
+        assert_eq!(line.lock().links[&to(1)].waiting.len(), 1, "a sender waits once");
+        line.enter(&batch(2, &[0; 1], None), t0).unwrap();
+        // Half a queue later there is room; with no thread to wake it, the sender asks.
+        assert!(line.waits(to(1), &waker, t0 + us(5999)));
+        assert!(!line.waits(to(1), &waker, t0 + us(6000)));
+        line.enter(&batch(1, &[0; 1], None), t0 + us(4000)).unwrap();
+        assert_eq!(woken.0.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn the_thread_delivers_no_sooner_than_the_link_and_everything() {
+        let sink = Arc::<Sink>::default();
+        sink.full.store(3, Ordering::SeqCst);
+        let shape = LinkShape { delay: us(3000), bandwidth: Some(8_000_000) };
+        let socket = Arc::new(ShapedSocket::new(sink.clone(), shape).unwrap());
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(woken.clone());
+        let mut room = socket.clone().create_io_poller();
+        let start = Instant::now();
+        let (mut sent, mut refused) = (0, 0);
+        while sent < 20 {
+            if room.as_mut().poll_writable(&mut Context::from_waker(&waker)).is_pending() {
+                std::thread::yield_now();
+                continue;
+            }
+            match socket.try_send(&batch(1, &[0; 1200], Some(600))) {
+                Ok(()) => sent += 1,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    refused += 1;
+                }
+            }
+        }
+        let line = Arc::downgrade(&socket.line);
+        drop((room, socket));
+        // The thread goes when all has arrived.
+        while line.strong_count() > 0 {
+            std::thread::sleep(us(500));
+        }
+        let took = sink.took.lock().unwrap();
+        assert_eq!(took.len(), 40, "600 bytes are longer than a burst");
+        for (index, (at, address, bytes, segment)) in took.iter().enumerate() {
+            assert_eq!((*address, *bytes, *segment), (to(1), 600, None));
+            assert!(*at >= start + us(3000 + 600 * (index as u64 + 1)), "datagram {index} was early");
+        }
+        assert!(refused > 0 && woken.0.load(Ordering::SeqCst) > 0, "24 ms of datagrams do not fit a queue of 4");
+    }
+}
