@@ -60,7 +60,7 @@ pub(crate) struct Settings {
     /// Worker threads for arithmetic; 0 takes one for each core.
     #[arg(long)]
     threads: Option<String>,
-    /// Slows links down, for measurements: none, lan, metro, wan, or like 2ms,1gbit.
+    /// A slower link to imitate, for measurements: none, lan, metro, wan, or like 2ms,1gbit.
     #[arg(long)]
     shape: Option<String>,
     /// Any other key, like max_batch=8 or peers.p0.address=10.0.0.1:7411; may be given many times.

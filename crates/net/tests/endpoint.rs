@@ -483,6 +483,40 @@ fn a_shaped_link_is_no_faster_than_its_shape() {
 }
 
 #[test]
+fn ends_of_different_profiles_understand_each_other() {
+    let runtime = runtime();
+    let profiles = [LinkProfile::Loopback, LinkProfile::Jumbo, LinkProfile::Lan1500, LinkProfile::Wan];
+    for profile in profiles {
+        let nodes = runtime.block_on(Nodes::start_with(LinkKind::Quic, profile, LinkShape::NONE));
+        for other in profiles {
+            let mut config = EndpointConfig::client(Identity::generate().unwrap(), nodes.keys.public);
+            config.profile = other;
+            runtime.block_on(async {
+                let client = Endpoint::bind(config).unwrap();
+                let to_node = client.dial(P1, &nodes.address(P1)).await.unwrap();
+                let mut asking = to_node.open_channel(ChannelId::request(1)).await.unwrap();
+                let block = Bytes::from(vec![7; 3_000_000]);
+                let answering = async {
+                    let at_node = loop {
+                        let arrived = nodes.endpoints[1].accept().await;
+                        if arrived.peer().role == Role::Client {
+                            break arrived;
+                        }
+                    };
+                    let (_, mut channel) = at_node.accept_channel().await.unwrap();
+                    let received = channel.recv_bytes(1 << 22, PATIENCE).await.unwrap();
+                    channel.send_bytes(received).await.unwrap();
+                    channel
+                };
+                let (asked, _channel) = tokio::join!(asking.send_bytes(block.clone()), answering);
+                asked.unwrap();
+                assert!(asking.recv_bytes(1 << 22, PATIENCE).await.unwrap() == block, "{profile} and {other}");
+            });
+        }
+    }
+}
+
+#[test]
 fn quic_packets_are_shaped_from_the_first() {
     let runtime = runtime();
     let shape = LinkShape { delay: Duration::from_millis(25), bandwidth: None };

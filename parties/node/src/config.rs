@@ -34,7 +34,7 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("connect_deadline_ms", Some("10000"), "how long a connection may take to be established"),
     ("request_deadline_ms", Some("300000"), "the longest that a request may wait, whatever its client says"),
     ("grace_ms", Some("30000"), "how long running sessions are given when the node is told to stop"),
-    ("shape", Some("none"), "slows links down, for measurements: none, lan, metro, wan, or like 2ms,1gbit"),
+    ("shape", Some("none"), "a slower link to imitate, for measurements: none, lan, metro, wan, or like 2ms,1gbit"),
 ];
 
 /// How one node is set up.
@@ -74,7 +74,7 @@ pub struct Config {
     pub request_deadline: Duration,
     /// How long running sessions are given when the node is told to stop.
     pub grace: Duration,
-    /// What incoming messages are held to, for measurements.
+    /// The link that this node's packets are held to, for measurements; all nodes set the same.
     pub shape: LinkShape,
 }
 
