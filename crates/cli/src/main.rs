@@ -24,6 +24,10 @@ mod three;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tercet_ring::Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// Private transformer inference between three nodes, none of which sees the input, the output or the weights.
 #[derive(Parser)]

@@ -1,8 +1,8 @@
 //! Arithmetic over `Z_2^k`: tensors, fixed point, bit packing, pseudorandom masks and the kernels beneath them.
 //!
 //! This crate knows nothing of parties or protocols. Everything in it is constant-time in the *values* it works on;
-//! shapes and ring widths are public. It is one of the two places where `unsafe` may live: instruction-set kernels and
-//! one read-only file mapping.
+//! shapes and ring widths are public. It is one of the two places where `unsafe` may live: instruction-set kernels, one
+//! read-only file mapping, and an allocator.
 
 #[cfg(target_endian = "big")]
 compile_error!("lanes travel and are stored as they lie in memory, little-endian");
@@ -12,6 +12,7 @@ mod cipher;
 pub mod dpf;
 mod element;
 pub mod fixed;
+pub mod heap;
 mod mapped;
 pub mod matmul;
 pub mod onehot;
@@ -23,6 +24,7 @@ pub mod simd;
 mod tensor;
 
 pub use element::Element;
+pub use heap::Heap;
 pub use mapped::Mapped;
 pub use pool::Pool;
 pub use prg::{Prg, Seed};

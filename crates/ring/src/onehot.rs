@@ -114,9 +114,11 @@ fn by_blocks<E: Element>(
     equal: &mut [u64],
     block: impl Fn(&[u64; WORD], &[E; WORD]) -> Planes,
 ) {
+    let end = less.len();
     let mut write = |at: usize, [l, e]: Planes| {
-        less.iter_mut().skip(at).step_by(plane).zip(l).for_each(|(out, word)| *out = word);
-        equal.iter_mut().skip(at).step_by(plane).zip(e).for_each(|(out, word)| *out = word);
+        for ((at, l), e) in (at..end).step_by(plane).zip(l).zip(e) {
+            (less[at], equal[at]) = (l, e);
+        }
     };
     let ((whole_words, rest_words), (whole_c, rest_c)) = (words.as_chunks::<WORD>(), c.as_chunks::<WORD>());
     for (at, (words, c)) in whole_words.iter().zip(whole_c).enumerate() {
