@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tercet_client::{Client, ClientConfig, Identity, LinkProfile, NodeAddress, Options, RequestUsage};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::screen::{bytes, time};
 
@@ -104,6 +105,16 @@ impl RequestArgs {
 /// A runtime for one command.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start worker threads")
+}
+
+/// Ends with an error at the first SIGINT or SIGTERM.
+pub(crate) async fn interrupted() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => pressed?,
+        _ = terminate.recv() => {}
+    }
+    bail!("interrupted")
 }
 
 /// Requests as JSON.

@@ -3,7 +3,6 @@
 //! Three node processes with fresh keys, a model that is shared between them, secret inputs, and the private answers beside
 //! those of the plain model. Then what it cost, and what each node held.
 
-mod cluster;
 mod cost;
 mod glimpse;
 mod images;
@@ -14,12 +13,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use tercet_engine::{ModelShare, Profile};
 use tercet_model::{Model, OracleInput};
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::connection::runtime;
+use crate::cluster::{Cluster, Setup};
+use crate::connection::{interrupted, runtime};
 use crate::owner;
 use crate::screen::{say, start_log};
-use cluster::Cluster;
 
 /// Show it all on this machine: three nodes, a shared model, secret inputs, private answers.
 #[derive(clap::Args)]
@@ -93,15 +91,6 @@ async fn show(args: &Args, dir: &Path) -> Result<()> {
     }
 }
 
-async fn interrupted() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed?,
-        _ = terminate.recv() => {}
-    }
-    bail!("interrupted")
-}
-
 impl Stage {
     /// Shares a model and starts the nodes.
     async fn set(args: &Args, dir: &Path, model: Model, name: &'static str, more: Vec<OracleInput>) -> Result<Self> {
@@ -116,7 +105,7 @@ impl Stage {
         let paths = owner::share(&model, name, numerics, dir)?;
         let [p0, p1, p2] = paths.each_ref().map(|path| ModelShare::open(path));
         let shares = [p0?, p1?, p2?];
-        let cluster = Cluster::start(dir, args.shape.as_deref())?;
+        let cluster = Cluster::start(dir, &Setup { shape: args.shape.as_deref(), ..Setup::default() })?;
         let numbers = cluster.processes().iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
         aloud(&format!("three nodes start with fresh keys (processes {numbers}) …"));
         Ok(Self { cluster, shares, model, name })

@@ -174,7 +174,8 @@ pub(crate) fn fetch(name: &str, to: Option<PathBuf>, progress: &ProgressBar) -> 
     Ok(Fetched { dir, source, bytes: model.files.iter().map(|file| file.bytes).sum() })
 }
 
-fn cache() -> Result<PathBuf> {
+/// The folder for what can be had again: `$TERCET_CACHE`, else `$HOME/.cache/tercet`.
+pub(crate) fn cache() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("TERCET_CACHE")
         .or_else(|| Some(set("HOME")?.join(".cache/tercet")))

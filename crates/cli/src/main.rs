@@ -4,8 +4,10 @@
 //! what was asked, with 1 when that failed (one line on the standard error output names the cause and the mend), and with 2 when
 //! it was asked wrongly.
 
+mod bench;
 mod card;
 mod classify;
+mod cluster;
 mod connection;
 mod demo;
 mod diff;
@@ -47,6 +49,7 @@ enum Command {
     Share(share::Args),
     Plan(plan::Args),
     Diff(diff::Args),
+    Bench(bench::Args),
     Node(Box<node::Args>),
     Embed(embed::Args),
     Classify(classify::Args),
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Share(args) => share::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Node(args) => node::run(*args),
         Command::Embed(args) => embed::run(args),
         Command::Classify(args) => classify::run(args),

@@ -191,6 +191,8 @@ pub struct Usage {
     pub rounds: u64,
     /// Session bytes `[from][to]` on the links of this node (zero elsewhere), frame headers included.
     pub bytes: [[u64; 3]; 3],
+    /// Session frames `[from][to]`, likewise.
+    pub frames: [[u64; 3]; 3],
     /// Time from the start of the session to its end at this node.
     pub session_ms: u32,
     /// Time that the request waited before.

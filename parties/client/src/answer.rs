@@ -58,6 +58,8 @@ pub struct RequestUsage {
     pub rounds: u64,
     /// Session bytes `[from][to]` between the nodes, frame headers included, of all requests that ran together.
     pub bytes: [[u64; 3]; 3],
+    /// Session frames `[from][to]`, likewise.
+    pub frames: [[u64; 3]; 3],
     /// Bytes that the client sent to each node.
     pub sent: [u64; 3],
     /// Bytes that each node sent back.

@@ -59,6 +59,7 @@ pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec
             batched: waiting.len() as u32,
             rounds: report.cost.rounds,
             bytes: report.cost.bytes,
+            frames: report.cost.frames,
             session_ms: report.took.as_millis() as u32,
             queued_ms: 0,
             work_us: report.work_us,

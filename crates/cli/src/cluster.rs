@@ -1,4 +1,4 @@
-//! Three node processes on this machine, with fresh keys, for as long as the demonstration lasts.
+//! Three node processes on this machine, with fresh keys, for as long as a demonstration or a measurement lasts.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -13,24 +13,37 @@ use tercet_net::{LinkKind, PartyId, PeerAddress};
 use crate::connection::{NodesFile, Peers};
 
 /// How long three nodes may take to start and find each other.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 /// How long a node may take to end by itself.
 const END: Duration = Duration::from_secs(5);
 
+/// How the nodes are set up, beside their keys and addresses.
+#[derive(Default)]
+pub(crate) struct Setup<'a> {
+    /// Slows the links between them down: the text of a [`tercet_net::LinkShape`].
+    pub(crate) shape: Option<&'a str>,
+    /// The folder of each party's share files; without them, its own folder.
+    pub(crate) shares: Option<[PathBuf; 3]>,
+    /// More keys of every node's file, whose values are numbers.
+    pub(crate) numbers: &'a [(&'a str, u64)],
+}
+
 /// The processes; they end with this value, and with this program in any case.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     dir: PathBuf,
     nodes: Vec<Child>,
 }
 
 impl Cluster {
-    /// Writes keys and configurations into `dir`, beside the shares in its folders p0, p1 and p2, and starts the nodes.
-    pub(super) fn start(dir: &Path, shape: Option<&str>) -> Result<Self> {
+    /// Writes keys and configurations into `dir` and its folders p0, p1 and p2, and starts the nodes.
+    pub(crate) fn start(dir: &Path, setup: &Setup<'_>) -> Result<Self> {
         let addresses = free_addresses()?;
         let mut keys = Vec::new();
         for party in PartyId::ALL {
+            let folder = dir.join(format!("p{}", party.index()));
+            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             let identity = Identity::generate()?;
-            identity.save(&dir.join(format!("p{}/node.key", party.index())))?;
+            identity.save(&folder.join("node.key"))?;
             keys.push(identity.public_key());
         }
         let client = Identity::generate()?;
@@ -43,15 +56,21 @@ impl Cluster {
         let nodes = NodesFile { identity: "client.key".into(), profile: LinkProfile::Loopback, peers };
         std::fs::write(dir.join("nodes.toml"), toml::to_string(&nodes)?)?;
         for party in PartyId::ALL {
+            let shares = setup.shares.as_ref().map_or(Path::new("."), |folders| &folders[party.index()]);
+            let shares = shares.to_str().context("the folder of the shares has no name in Unicode")?;
             let mut text = format!(
                 "party = \"p{}\"\nlisten = \"{}\"\nprofile = \"loopback\"\nidentity = \"node.key\"\n\
-                 clients = [\"{}\"]\nshares = [\".\"]\n",
+                 clients = [\"{}\"]\nshares = [{}]\n",
                 party.index(),
                 addresses[party.index()],
-                client.public_key()
+                client.public_key(),
+                toml::Value::from(shares)
             );
-            if let Some(shape) = shape {
-                text += &format!("shape = \"{shape}\"\n");
+            if let Some(shape) = setup.shape {
+                text += &format!("shape = {}\n", toml::Value::from(shape));
+            }
+            for (key, value) in setup.numbers {
+                text += &format!("{key} = {value}\n");
             }
             for peer in party.others() {
                 let NodeAddress { key, address } = card(peer);
@@ -86,12 +105,12 @@ impl Cluster {
     }
 
     /// Process numbers, by party.
-    pub(super) fn processes(&self) -> Vec<u32> {
+    pub(crate) fn processes(&self) -> Vec<u32> {
         self.nodes.iter().map(Child::id).collect()
     }
 
     /// A client of the nodes, once all three serve `model` and are connected to each other.
-    pub(super) async fn client(&mut self, model: &str) -> Result<Client> {
+    pub(crate) async fn client(&mut self, model: &str) -> Result<Client> {
         let begun = Instant::now();
         loop {
             self.check_alive()?;

@@ -1,0 +1,254 @@
+//! The models that are measured: one with its own weights, and published shapes with weights drawn at random.
+//!
+//! Time, rounds and bytes of a private run depend on the shape alone, so random weights are as good as trained ones for
+//! them; the error against the float model is that of random weights, which are kinder than trained ones.
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+/// A model by name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// The name by which it is asked for.
+    pub(crate) name: &'static str,
+    /// Where its shape was published.
+    pub(crate) source: &'static str,
+    /// What it is made of.
+    pub(crate) origin: Origin,
+}
+
+/// Where the weights come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Origin {
+    /// `tercet fetch` brings them.
+    Fetched,
+    /// Drawn at random in this shape.
+    Random(Shape),
+}
+
+/// A published shape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) family: Family,
+}
+
+/// What is around the layers, and their order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Family {
+    /// An encoder of texts, mean pooled.
+    Bert { vocab: usize, positions: usize },
+    /// A classifier of square images in three colours.
+    Vit { image: usize, patch: usize, labels: usize },
+}
+
+const fn bert(layers: usize, hidden: usize, heads: usize) -> Origin {
+    let family = Family::Bert { vocab: 30_522, positions: 512 };
+    Origin::Random(Shape { layers, hidden, heads, intermediate: 4 * hidden, family })
+}
+
+const fn vit(layers: usize, hidden: usize, heads: usize) -> Origin {
+    let family = Family::Vit { image: 224, patch: 16, labels: 1000 };
+    Origin::Random(Shape { layers, hidden, heads, intermediate: 4 * hidden, family })
+}
+
+/// All of them, the smallest shape first.
+pub(crate) const CATALOGUE: [Entry; 5] = [
+    Entry {
+        name: "bert-tiny",
+        source: "Turc et al. 2019, google/bert_uncased_L-2_H-128_A-2",
+        origin: bert(2, 128, 2),
+    },
+    Entry {
+        name: "minilm",
+        source: "Wang et al. 2020, sentence-transformers/all-MiniLM-L6-v2, its own weights",
+        origin: Origin::Fetched,
+    },
+    Entry {
+        name: "bert-base",
+        source: "Devlin et al. 2019, google-bert/bert-base-uncased",
+        origin: bert(12, 768, 12),
+    },
+    Entry {
+        name: "bert-large",
+        source: "Devlin et al. 2019, google-bert/bert-large-uncased",
+        origin: bert(24, 1024, 16),
+    },
+    Entry {
+        name: "vit-b16",
+        source: "Dosovitskiy et al. 2021, google/vit-base-patch16-224",
+        origin: vit(12, 768, 12),
+    },
+];
+
+/// The entry of this name.
+///
+/// # Errors
+/// There is none; the names that exist are listed.
+pub(crate) fn find(name: &str) -> Result<Entry> {
+    match CATALOGUE.iter().find(|entry| entry.name == name) {
+        Some(entry) => Ok(*entry),
+        None => {
+            let known: Vec<&str> = CATALOGUE.iter().map(|entry| entry.name).collect();
+            bail!("no model {name:?} to measure; there are {}", known.join(", "))
+        }
+    }
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Stored {
+    /// Its name in the checkpoint.
+    pub(crate) name: String,
+    pub(crate) dims: Vec<usize>,
+    pub(crate) drawn: Drawn,
+}
+
+/// How the elements of a tensor are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Drawn {
+    /// From a normal distribution of this deviation.
+    Normal(f32),
+    /// One, all of them: the gain of a LayerNorm.
+    Ones,
+}
+
+/// Of matrices and biases, as these models were initialised before training.
+const DEVIATION: f32 = 0.02;
+/// Of the rows that make the input: trained ones spread about as wide, and rows of nearly no variance before the first
+/// LayerNorm are no model's.
+const EMBEDDING_DEVIATION: f32 = 0.05;
+
+impl Shape {
+    /// `config.json`.
+    pub(crate) fn config(&self) -> Value {
+        let Shape { layers, hidden, heads, intermediate, family } = *self;
+        let mut config = json!({
+            "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
+            "intermediate_size": intermediate, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+        });
+        let more = match family {
+            Family::Bert { vocab, positions } => json!({
+                "model_type": "bert", "architectures": ["BertModel"], "vocab_size": vocab,
+                "max_position_embeddings": positions, "type_vocab_size": TOKEN_TYPES,
+            }),
+            Family::Vit { image, patch, labels } => json!({
+                "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": image,
+                "patch_size": patch, "num_channels": CHANNELS, "qkv_bias": true,
+                "id2label": (0..labels).map(|at| (at.to_string(), format!("label {at}").into())).collect::<serde_json::Map<_, _>>(),
+            }),
+        };
+        if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
+            config.extend(more);
+        }
+        config
+    }
+
+    /// Every tensor, in the order in which it is stored.
+    pub(crate) fn tensors(&self) -> Vec<Stored> {
+        let Shape { layers, hidden, intermediate, family, .. } = *self;
+        let mut list = List(Vec::new());
+        match family {
+            Family::Bert { vocab, positions } => {
+                let tables = [("word", vocab), ("position", positions), ("token_type", TOKEN_TYPES)];
+                for (table, rows) in tables {
+                    list.table(&format!("embeddings.{table}_embeddings.weight"), &[rows, hidden]);
+                }
+                list.norm("embeddings.LayerNorm", hidden);
+                for layer in 0..layers {
+                    let at = format!("encoder.layer.{layer}");
+                    for part in ["query", "key", "value"] {
+                        list.linear(&format!("{at}.attention.self.{part}"), &[hidden, hidden]);
+                    }
+                    list.linear(&format!("{at}.attention.output.dense"), &[hidden, hidden]);
+                    list.norm(&format!("{at}.attention.output.LayerNorm"), hidden);
+                    list.linear(&format!("{at}.intermediate.dense"), &[intermediate, hidden]);
+                    list.linear(&format!("{at}.output.dense"), &[hidden, intermediate]);
+                    list.norm(&format!("{at}.output.LayerNorm"), hidden);
+                }
+            }
+            Family::Vit { image, patch, labels } => {
+                let rows = (image / patch) * (image / patch) + 1;
+                list.table("vit.embeddings.cls_token", &[1, 1, hidden]);
+                list.table("vit.embeddings.position_embeddings", &[1, rows, hidden]);
+                list.linear("vit.embeddings.patch_embeddings.projection", &[hidden, CHANNELS, patch, patch]);
+                for layer in 0..layers {
+                    let at = format!("vit.encoder.layer.{layer}");
+                    list.norm(&format!("{at}.layernorm_before"), hidden);
+                    for part in ["query", "key", "value"] {
+                        list.linear(&format!("{at}.attention.attention.{part}"), &[hidden, hidden]);
+                    }
+                    list.linear(&format!("{at}.attention.output.dense"), &[hidden, hidden]);
+                    list.norm(&format!("{at}.layernorm_after"), hidden);
+                    list.linear(&format!("{at}.intermediate.dense"), &[intermediate, hidden]);
+                    list.linear(&format!("{at}.output.dense"), &[hidden, intermediate]);
+                }
+                list.norm("vit.layernorm", hidden);
+                list.linear("classifier", &[labels, hidden]);
+            }
+        }
+        list.0
+    }
+
+    /// Ids that its tokenizer knows; zero for images.
+    pub(crate) fn vocab(&self) -> usize {
+        match self.family {
+            Family::Bert { vocab, .. } => vocab,
+            Family::Vit { .. } => 0,
+        }
+    }
+}
+
+const TOKEN_TYPES: usize = 2;
+const CHANNELS: usize = 3;
+
+/// The tensors of a checkpoint, as they are listed.
+struct List(Vec<Stored>);
+
+impl List {
+    fn push(&mut self, name: String, dims: &[usize], drawn: Drawn) {
+        self.0.push(Stored { name, dims: dims.to_vec(), drawn });
+    }
+
+    fn table(&mut self, name: &str, dims: &[usize]) {
+        self.push(name.into(), dims, Drawn::Normal(EMBEDDING_DEVIATION));
+    }
+
+    /// A weight, outputs first, and its bias.
+    fn linear(&mut self, name: &str, dims: &[usize]) {
+        self.push(format!("{name}.weight"), dims, Drawn::Normal(DEVIATION));
+        self.push(format!("{name}.bias"), &dims[..1], Drawn::Normal(DEVIATION));
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.push(format!("{name}.weight"), &[width], Drawn::Ones);
+        self.push(format!("{name}.bias"), &[width], Drawn::Normal(DEVIATION));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_have_the_published_number_of_parameters() {
+        let parameters = |name: &str| match find(name).unwrap().origin {
+            Origin::Random(shape) => shape.tensors().iter().map(|t| t.dims.iter().product::<usize>()).sum::<usize>(),
+            Origin::Fetched => 0,
+        };
+        // Those of the published checkpoints, less the pooler (h * h + h), which no embedding needs.
+        assert_eq!(parameters("bert-base"), 109_482_240 - (768 * 768 + 768));
+        assert_eq!(parameters("bert-large"), 335_141_888 - (1024 * 1024 + 1024));
+        assert_eq!(parameters("bert-tiny"), 4_385_920 - (128 * 128 + 128));
+        assert_eq!(parameters("vit-b16"), 86_567_656);
+    }
+
+    #[test]
+    fn unknown_names_are_met_with_the_known_ones() {
+        let error = find("bert").unwrap_err().to_string();
+        assert!(CATALOGUE.iter().all(|entry| error.contains(entry.name)), "{error}");
+    }
+}

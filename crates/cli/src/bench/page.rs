@@ -1,0 +1,3 @@
+//! p
+use super::record::Record;
+pub(crate) fn page(_r: &Record) -> String { String::new() }
