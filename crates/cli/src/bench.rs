@@ -5,10 +5,9 @@ mod compare;
 mod inputs;
 mod machine;
 mod measure;
-mod page;
-mod plot;
 mod process;
 mod record;
+mod report;
 mod stock;
 mod table;
 mod weights;
@@ -45,7 +44,7 @@ enum Command {
 #[derive(clap::Args)]
 struct RunArgs {
     /// Which models; see `tercet bench list`.
-    #[arg(long = "model", value_name = "NAME", default_value = "minilm")]
+    #[arg(long = "model", value_name = "NAME,…", value_delimiter = ',', default_value = "minilm")]
     models: Vec<String>,
     /// Rows of each input: tokens of a text. Models of images have their own number.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "32,128")]
@@ -178,7 +177,7 @@ impl OutArgs {
             record.write(path)?;
         }
         match &self.html {
-            Some(path) => record::write(path, &page::page(record)),
+            Some(path) => record::write(path, &report::page(record)),
             None => Ok(()),
         }
     }

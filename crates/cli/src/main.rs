@@ -6,6 +6,7 @@
 
 mod bench;
 mod card;
+mod chart;
 mod classify;
 mod cluster;
 mod connection;
@@ -18,6 +19,7 @@ mod inspect;
 mod keygen;
 mod node;
 mod owner;
+mod page;
 mod plan;
 mod screen;
 mod share;

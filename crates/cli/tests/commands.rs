@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 
 fn tercet(args: &[&str], dir: &Path) -> Output {
     let program = env!("CARGO_BIN_EXE_tercet");
-    Command::new(program).args(args).current_dir(dir).env_remove("TERCET_NODES").output().unwrap()
+    let mut command = Command::new(program);
+    command.args(args).current_dir(dir).env_remove("TERCET_NODES").env("TERCET_CACHE", dir.join("cache"));
+    command.output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -93,4 +95,54 @@ fn the_demonstration_agrees_with_the_plain_model_and_leaves_usable_files() {
     bytes[4096] ^= 1;
     std::fs::write(&share, bytes).unwrap();
     fails(&["node", "--config", "stage/p1/node.toml"], dir.path(), "checksum");
+}
+
+/// The smallest model between three processes: measured, recorded, shown, and held to its record.
+#[test]
+fn a_measurement_is_recorded_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = ["bench", "run", "--model", "bert-tiny", "--rows", "8", "--runs", "2"];
+    let out = ["--batch", "1,2", "--json", "out/run.json", "--html", "out/run.html"];
+    let run = tercet(&[&tiny[..], &out].concat(), dir.path());
+    assert!(run.status.success(), "{}", said(&run));
+    let table = String::from_utf8(run.stdout).unwrap();
+    assert!(table.contains("bert-tiny 2 x 8") && !table.contains("NOT AS PLANNED"), "{table}");
+    let record = dir.path().join("out/run.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let measured: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let cases = measured["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 2);
+    for case in cases {
+        assert_eq!(case["cost"], case["planned"], "the plan knows rounds, frames and bytes");
+        assert!(case["error"]["cosine"].as_f64().unwrap() > 0.99, "{}", case["error"]);
+        assert!(case["processes"].as_array().unwrap().iter().all(|process| process["peak_bytes"].as_u64() > Some(0)));
+        let wire = |from: usize, to: usize| case["wire_bytes"][from][to].as_u64().unwrap();
+        assert!(wire(1, 2) > case["cost"]["bytes"][1][2].as_u64().unwrap(), "QUIC adds to the session's bytes");
+    }
+    let page = std::fs::read_to_string(dir.path().join("out/run.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("bert-tiny 2 x 8"));
+
+    // The next run finds the shares, and costs the same to the byte.
+    let again = tercet(&["bench", "compare", "out/run.json", "--runs", "1", "--warmup", "0"], dir.path());
+    assert!(again.status.success(), "{}{}", String::from_utf8_lossy(&again.stdout), said(&again));
+    assert!(!String::from_utf8(again.stdout).unwrap().contains("sharing"));
+    let rounds = format!("\"rounds\": {}", cases[0]["cost"]["rounds"]);
+    let fewer = format!("\"rounds\": {}", cases[0]["cost"]["rounds"].as_u64().unwrap() - 1);
+    std::fs::write(dir.path().join("better.json"), text.replace(&rounds, &fewer)).unwrap();
+    let better = ["bench", "compare", "better.json", "--against", "out/run.json"];
+    fails(&better, dir.path(), "regressions, the first: bert-tiny 1 x 8: rounds was");
+    let worse = tercet(&["bench", "compare", "out/run.json", "--against", "better.json", "--json"], dir.path());
+    let worse: serde_json::Value = serde_json::from_slice(&worse.stdout).unwrap();
+    assert_eq!(worse["improvements"].as_array().unwrap().len(), 2);
+    let shown = tercet(&["bench", "show", "out/run.json", "better.json"], dir.path());
+    assert_eq!(String::from_utf8(shown.stdout).unwrap().matches("bert-tiny 2 x 8").count(), 4);
+
+    std::fs::write(dir.path().join("none.json"), "{\"a\": 1}").unwrap();
+    fails(&["bench", "compare", "none.json"], dir.path(), "none.json is no record");
+    fails(&["bench", "compare", "absent.json"], dir.path(), "absent.json");
+    fails(&["bench", "run", "--model", "bert"], dir.path(), "there are bert-tiny");
+    fails(&["bench", "run", "--model", "minilm"], dir.path(), "tercet fetch minilm");
+    fails(&[&tiny[..4], &["--rows", "513"]].concat(), dir.path(), "bert-tiny 1 x 513 cannot be run");
+    fails(&[&tiny[..4], &["--batch", "0"]].concat(), dir.path(), "cannot be run");
+    fails(&[&tiny[..4], &["--link", "slow"]].concat(), dir.path(), "no link shape");
 }

@@ -66,7 +66,8 @@ pub(crate) fn compare(record: &Record, run: &Record) -> Result<Comparison, Strin
         }
     }
     if found.compared.is_empty() {
-        let list = |record: &Record| record.cases.iter().map(|case| case.key.to_string()).collect::<Vec<_>>().join("; ");
+        let list =
+            |record: &Record| record.cases.iter().map(|case| case.key.to_string()).collect::<Vec<_>>().join("; ");
         return Err(format!("no case in common: the record has {:?}, the run {:?}", list(record), list(run)));
     }
     Ok(found)
@@ -147,9 +148,10 @@ mod tests {
             assert_eq!((found.regressions.len(), found.improvements.len()), (1, 0));
             found.regressions[0].to_string()
         };
-        assert!(of(|case| case.cost.bytes[1][2] += 1).starts_with(
-            "minilm 1 x 32: P1 → P2 bytes was 25000000 B, is 25000001 B"
-        ));
+        assert!(
+            of(|case| case.cost.bytes[1][2] += 1)
+                .starts_with("minilm 1 x 32: P1 → P2 bytes was 25000000 B, is 25000001 B")
+        );
         assert!(of(|case| case.cost.rounds += 1).contains("rounds was 280, is 281"));
         assert!(of(|case| case.cost.frames[0][1] += 1).contains("P0 → P1 frames"));
         assert!(of(|case| case.cost.frames[1][0] += 1).ends_with("P1 → P0 frames was 0, is 1"));

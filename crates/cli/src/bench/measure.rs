@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tercet_client::{Client, Inputs, NodeStatus, Options, PartyId, RequestUsage};
-use tercet_core::{Cost, Geometry};
+use tercet_core::{Cost, Geometry, Work};
 use tercet_engine::{Plan, Profile, plan};
 use tercet_model::{Oracle, OracleInput};
 use tercet_net::LinkShape;
@@ -177,7 +177,9 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
     bar.finish_and_clear();
     let each = |total: u64| total / runs as u64;
     let mut wire_bytes = [[0; 3]; 3];
-    for (mean, (from, to)) in wire_bytes.iter_mut().flatten().zip(before.wire().iter().flatten().zip(after.wire().iter().flatten())) {
+    for (mean, (from, to)) in
+        wire_bytes.iter_mut().flatten().zip(before.wire().iter().flatten().zip(after.wire().iter().flatten()))
+    {
         *mean = each(to.saturating_sub(*from));
     }
     let process = |at: usize| ProcessUse {
@@ -204,7 +206,9 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
         client_sent: last.sent,
         client_received: last.received,
         processes: std::array::from_fn(process),
-        work_ms: std::array::from_fn(|node| std::array::from_fn(|kind| work_ms(node, kind))),
+        kinds: Work::ALL.map(|kind| kind.name().to_owned()).to_vec(),
+        work_ms: std::array::from_fn(|node| Work::ALL.map(|kind| work_ms(node, kind as usize)).to_vec()),
+        layers: Vec::new(),
         error,
         predicted_seconds: None,
         key,

@@ -73,12 +73,25 @@ pub(crate) struct Case {
     pub(crate) client_received: [u64; 3],
     /// The client's process first, then P0, P1 and P2.
     pub(crate) processes: [ProcessUse; 4],
-    /// Milliseconds at each node by kind of work, a run, in the order of `tercet_core::Work::ALL`.
-    pub(crate) work_ms: [[f64; 5]; 3],
+    /// The kinds of work that the nodes tell apart.
+    pub(crate) kinds: Vec<String>,
+    /// Milliseconds of the session's thread at P0, P1 and P2 by kind, a run.
+    pub(crate) work_ms: [Vec<f64>; 3],
+    /// The same by layer of the model, in order; empty where no profile was asked for.
+    pub(crate) layers: Vec<Layer>,
     /// Against the float model; absent where a model has none.
     pub(crate) error: Option<Accuracy>,
     /// Seconds that `tercet plan` foretold for this machine and link, where it was asked.
     pub(crate) predicted_seconds: Option<f64>,
+}
+
+/// What one layer of a model took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    /// `layer3`, or the name of a part that is in no layer.
+    pub(crate) name: String,
+    /// As [`Case::work_ms`].
+    pub(crate) work_ms: [Vec<f64>; 3],
 }
 
 /// A quantity over several runs.
@@ -235,14 +248,8 @@ pub(crate) mod tests {
             cost.bytes[from][to] = bytes * 1_000_000;
             cost.frames[from][to] = bytes;
         }
-        let key = Key {
-            model: "minilm".into(),
-            profile: "fast".into(),
-            rows: 32,
-            batch: 1,
-            link: "none".into(),
-            threads: 0,
-        };
+        let key =
+            Key { model: "minilm".into(), profile: "fast".into(), rows: 32, batch: 1, link: "none".into(), threads: 0 };
         let spread = Spread::of(&[0.3, 0.2, 0.4]);
         let case = Case {
             key,
@@ -257,7 +264,9 @@ pub(crate) mod tests {
             client_sent: [1, 2, 3],
             client_received: [4; 3],
             processes: [ProcessUse { cpu_seconds: 0.1, peak_bytes: 1 << 28, page_faults: 10.0, fresh_bytes: None }; 4],
-            work_ms: [[1.0, 2.0, 3.0, 4.0, 5.0]; 3],
+            kinds: vec!["matmul".into(), "waiting".into()],
+            work_ms: [(); 3].map(|()| vec![1.0, 2.0]),
+            layers: vec![Layer { name: "layer0".into(), work_ms: [(); 3].map(|()| vec![1.0, 2.0]) }],
             error: Some(Accuracy { max: 1e-3, mean: 1e-4, cosine: 0.9999 }),
             predicted_seconds: None,
         };

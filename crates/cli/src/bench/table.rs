@@ -16,7 +16,8 @@ pub(crate) fn say_record(record: &Record) {
         machine.instructions
     ));
     say("");
-    let head = ["case", "median", "p95", "inputs/s", "rounds", "all bytes", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "helper"];
+    let head =
+        ["case", "median", "p95", "inputs/s", "rounds", "all bytes", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "helper"];
     let rows = record.cases.iter().map(|case| {
         let cost = &case.cost;
         vec![

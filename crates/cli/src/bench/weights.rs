@@ -64,10 +64,8 @@ fn header(tensors: &[Stored]) -> Vec<u8> {
     let mut at = 0;
     for tensor in tensors {
         let end = at + 2 * tensor.dims.iter().product::<usize>();
-        entries.insert(
-            tensor.name.clone(),
-            json!({ "dtype": "BF16", "shape": tensor.dims, "data_offsets": [at, end] }),
-        );
+        entries
+            .insert(tensor.name.clone(), json!({ "dtype": "BF16", "shape": tensor.dims, "data_offsets": [at, end] }));
         at = end;
     }
     let mut bytes = Value::Object(entries).to_string().into_bytes();
