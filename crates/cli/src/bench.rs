@@ -126,9 +126,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Run(args) => {
             let keys = args.keys()?;
-            let record = measured(&keys, args.repeats.repeats())?;
-            table::say_record(&record);
-            args.out.write(&record)
+            args.out.check()?;
+            let (record, outcome) = measured(&keys, args.repeats.repeats());
+            if !record.cases.is_empty() {
+                table::say_record(&record);
+                args.out.write(&record)?;
+            }
+            outcome
         }
         Command::Compare(args) => compare(args),
         Command::Show(ShowArgs { records, html }) => {
@@ -172,6 +176,11 @@ impl RepeatArgs {
 }
 
 impl OutArgs {
+    /// Fails where a file cannot be written, before the first minute is spent on what it should hold.
+    fn check(&self) -> Result<()> {
+        [&self.json, &self.html].into_iter().flatten().try_for_each(|path| record::reserve(path))
+    }
+
     fn write(&self, record: &Record) -> Result<()> {
         if let Some(path) = &self.json {
             record.write(path)?;
@@ -183,19 +192,22 @@ impl OutArgs {
     }
 }
 
-/// Measures now.
-fn measured(keys: &[Key], repeats: Repeats) -> Result<Record> {
+/// Measures now: what was measured, and what ended it.
+fn measured(keys: &[Key], repeats: Repeats) -> (Record, Result<()>) {
     let mut record = Record::begin();
-    let runtime = runtime()?;
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return (record, Err(error)),
+    };
     let outcome = runtime.block_on(async {
         // Dropped at a signal, the measurement takes its nodes with it.
         tokio::select! {
-            outcome = measure(keys, repeats, |case| Ok(record.cases.push(case))) => outcome,
+            outcome = measure(keys, repeats, |case| record.cases.push(case)) => outcome,
             interrupted = interrupted() => interrupted,
         }
     });
     runtime.shutdown_background();
-    outcome.map(|()| record)
+    (record, outcome)
 }
 
 fn compare(args: CompareArgs) -> Result<()> {
@@ -204,7 +216,9 @@ fn compare(args: CompareArgs) -> Result<()> {
         Some(path) => Record::read(path)?,
         None => {
             let keys: Vec<Key> = record.cases.iter().map(|case| case.key.clone()).collect();
-            measured(&keys, args.repeats.repeats())?
+            let (run, outcome) = measured(&keys, args.repeats.repeats());
+            outcome?;
+            run
         }
     };
     let found = compare::compare(&record, &run).map_err(anyhow::Error::msg)?;

@@ -140,6 +140,7 @@ fn a_measurement_is_recorded_and_compared() {
     std::fs::write(dir.path().join("none.json"), "{\"a\": 1}").unwrap();
     fails(&["bench", "compare", "none.json"], dir.path(), "none.json is no record");
     fails(&["bench", "compare", "absent.json"], dir.path(), "absent.json");
+    fails(&["bench", "run", "--html", "none.json/x.html"], dir.path(), "cannot write none.json/x.html");
     fails(&["bench", "run", "--model", "bert"], dir.path(), "there are bert-tiny");
     fails(&["bench", "run", "--model", "minilm"], dir.path(), "tercet fetch minilm");
     fails(&[&tiny[..4], &["--rows", "513"]].concat(), dir.path(), "bert-tiny 1 x 513 cannot be run");

@@ -178,9 +178,18 @@ impl Record {
 /// # Errors
 /// The file system's own.
 pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new(""));
-    let written = if parent.as_os_str().is_empty() { Ok(()) } else { std::fs::create_dir_all(parent) };
-    written.and_then(|()| std::fs::write(path, text)).with_context(|| format!("cannot write {}", path.display()))
+    reserve(path)?;
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Makes a file that can be written, and the folder for it; one that is there stays as it is.
+///
+/// # Errors
+/// The file system's own.
+pub(crate) fn reserve(path: &Path) -> Result<()> {
+    let made = path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), std::fs::create_dir_all);
+    let made = made.and_then(|()| std::fs::OpenOptions::new().append(true).create(true).open(path));
+    made.map(|_| ()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl std::fmt::Display for Key {
