@@ -105,7 +105,7 @@ fn fracs(manifest: &Manifest) -> Vec<u32> {
     for (node, spec) in manifest.graph.nodes.iter().zip(&manifest.numerics.nodes) {
         let frac = match spec {
             NodeSpec::Lookup(lookup) => lookup.frac,
-            NodeSpec::None => node.inputs.first().map_or(activations, |&input| fracs[input]),
+            NodeSpec::None | NodeSpec::Add { .. } => node.inputs.first().map_or(activations, |&input| fracs[input]),
             _ => activations,
         };
         fracs.push(frac);

@@ -9,7 +9,7 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, EXP_LOG2_RANGE, EXP_TOP_BITS, GATE_FRAC, GateSpec, InverseSpec, LinearSpec,
     LookupSpec, NormSpec, Numerics,
 };
-use tercet_model::graph::{Activation, Graph, Input, Op};
+use tercet_model::graph::{Activation, Graph, Input, Node, Op};
 use tercet_model::{Interface, NodeStats, NormStats, Ranges, RowInput};
 
 /// How many bits everything takes.
@@ -59,6 +59,11 @@ pub enum NodeSpec {
     },
     /// Of an activation.
     Activation(ActivationSpec),
+    /// Of a sum.
+    Add {
+        /// Its ring, which its operands are reduced to.
+        ring: u32,
+    },
     /// Nothing to choose.
     None,
 }
@@ -130,11 +135,16 @@ struct Choice {
     formats: Numerics,
     weight_frac: u32,
     least_weight_frac: u32,
-    /// Bits of the squared length of a centred row.
-    norm_bits: u32,
+    /// Ring in which a LayerNorm leaves its result.
     norm_ring: u32,
-    norm_unit_frac: u32,
     gain_frac: u32,
+    /// Of the least deviation of a row: fractional bits of its centred elements times the gain, and of those that are squared.
+    norm_bits: u32,
+    square_bits: u32,
+    /// Bits that the smallest variance and the smallest inverse root keep, and those of a line's slope within its segment.
+    variance_bits: u32,
+    root_bits: u32,
+    slope_bits: u32,
     root_per_octave: u32,
     inverse_per_octave: u32,
 }
@@ -147,10 +157,13 @@ impl Choice {
                 formats: Numerics { wide: 32, frac: 10 },
                 weight_frac: 12,
                 least_weight_frac: 8,
-                norm_bits: 42,
                 norm_ring: 32,
-                norm_unit_frac: 15,
-                gain_frac: 10,
+                gain_frac: 12,
+                norm_bits: 11,
+                square_bits: 4,
+                variance_bits: 10,
+                root_bits: 10,
+                slope_bits: 5,
                 root_per_octave: 6,
                 inverse_per_octave: 10,
             },
@@ -159,10 +172,13 @@ impl Choice {
                 formats: Numerics { wide: 64, frac: 16 },
                 weight_frac: 16,
                 least_weight_frac: 16,
-                norm_bits: 46,
                 norm_ring: 27,
-                norm_unit_frac: 20,
-                gain_frac: 16,
+                gain_frac: 18,
+                norm_bits: 16,
+                square_bits: 9,
+                variance_bits: 16,
+                root_bits: 15,
+                slope_bits: 10,
                 root_per_octave: 20,
                 inverse_per_octave: 24,
             },
@@ -189,6 +205,7 @@ pub fn choose(
     let mut chooser = Chooser {
         choice,
         graph,
+        ranges,
         problems: Vec::new(),
         tensors: BTreeMap::new(),
         fracs: Vec::new(),
@@ -204,10 +221,12 @@ pub fn choose(
         .map(|node| {
             let stats = ranges.node(&node.name).unwrap_or(&unseen);
             let input = node.inputs.first().map_or(chooser.choice.formats.frac, |&v| chooser.fracs[v]);
-            let (spec, frac) = chooser.node(&node.name, &node.op, input, node.inputs.first().copied(), stats);
+            let (spec, frac) = chooser.node(&node.name, &node.op, input, &node.inputs, stats);
             chooser.fracs.push(frac);
             chooser.rings.push(match &spec {
                 NodeSpec::Linear(linear) => linear.ring,
+                NodeSpec::Norm(norm) => norm.ring,
+                NodeSpec::Add { ring } => *ring,
                 _ => chooser.choice.formats.wide,
             });
             spec
@@ -229,11 +248,12 @@ pub fn choose(
 struct Chooser<'a> {
     choice: Choice,
     graph: &'a Graph,
+    ranges: &'a Ranges,
     problems: Vec<NoHeadroom>,
     tensors: BTreeMap<String, TensorFormat>,
     /// Scale of every value so far.
     fracs: Vec<u32>,
-    /// Ring of every value so far, where a linear layer left it; else the wide one.
+    /// Ring of every value so far, where a linear layer, a LayerNorm or a sum left it; else the wide one.
     rings: Vec<u32>,
     /// Largest difference between two scores, with margin.
     spread: f64,
@@ -241,14 +261,8 @@ struct Chooser<'a> {
 
 impl Chooser<'_> {
     /// The numbers of a node, and the scale of its result.
-    fn node(
-        &mut self,
-        name: &str,
-        op: &Op,
-        input_frac: u32,
-        input: Option<usize>,
-        stats: &NodeStats,
-    ) -> (NodeSpec, u32) {
+    fn node(&mut self, name: &str, op: &Op, input_frac: u32, inputs: &[usize], stats: &NodeStats) -> (NodeSpec, u32) {
+        let input = inputs.first().copied();
         let Numerics { wide, frac } = self.choice.formats;
         let size = f64::from(stats.max_abs) * MARGIN;
         match op {
@@ -263,9 +277,8 @@ impl Chooser<'_> {
             Op::Linear { weight, bias } => (NodeSpec::Linear(self.linear(name, weight, bias, input_frac, size)), frac),
             Op::LayerNorm { gain, bias, eps } => {
                 let width = input.map_or(1, |v| self.graph.width(v));
-                let seen = stats
-                    .norm
-                    .unwrap_or(NormStats { variance: tercet_model::Span { min: 0.0, max: 1.0 }, max_centred: 1.0 });
+                let variance = tercet_model::Span { min: 0.0, max: 1.0 };
+                let seen = stats.norm.unwrap_or(NormStats { variance, max_centred: 1.0, max_scaled: 1.0 });
                 self.check(name, "the result", size, self.choice.limit(self.choice.norm_ring));
                 let spec = self.norm(name, gain, bias, *eps, width, input_frac, &seen);
                 (NodeSpec::Norm(spec), frac)
@@ -286,7 +299,7 @@ impl Chooser<'_> {
             }
             Op::Add => {
                 self.check(name, "the sum", size, power(wide as i32 - 2 - frac as i32));
-                (NodeSpec::None, input_frac)
+                (NodeSpec::Add { ring: self.sum_ring(name, inputs, bits_of(size, input_frac)) }, input_frac)
             }
             Op::Activation(kind) => {
                 let ring = input.and_then(|v| self.rings.get(v)).copied().unwrap_or(wide);
@@ -346,10 +359,35 @@ impl Chooser<'_> {
         let truncate = input_frac + weight_frac - frac;
         self.tensor(weight, wide, weight_frac, 1.0, true);
         self.tensor(bias, wide, input_frac + weight_frac, 1.0, false);
-        // Beside an activation a smaller ring is fewer bytes; elsewhere what is saved here is paid for by the extension.
-        let needed = 2 + frac + (HEADROOM * size.max(1.0)).log2().ceil() as u32;
+        // Beside an activation a smaller ring is fewer bytes; elsewhere what is saved here is paid for by the extension. A sum
+        // that is kept narrow must fit it as well.
+        let needed = bits_of(size, frac).max(self.bits_of_sums(name, frac));
         let ring = if self.beside_activation(name) { needed.min(wide - truncate) } else { wide - truncate };
         LinearSpec { weight_frac, truncate, ring }
+    }
+
+    /// Bits that the largest sum takes which reads this node.
+    fn bits_of_sums(&self, name: &str, frac: u32) -> u32 {
+        let nodes = &self.graph.nodes;
+        let Some(index) = nodes.iter().position(|n| n.name == name) else { return 0 };
+        let sums = nodes.iter().filter(|n| matches!(n.op, Op::Add) && n.inputs.contains(&(index + 1)));
+        let size = |n: &Node| self.ranges.node(&n.name).map_or(0.0, |stats| f64::from(stats.max_abs) * MARGIN);
+        sums.map(|n| bits_of(size(n), frac)).max().unwrap_or(0)
+    }
+
+    /// The ring of a sum that takes `needed` bits: the smallest in which its operands come. An operand comes in its own ring
+    /// where that holds the sum and no linear layer has had it widened before, else in the wide one.
+    fn sum_ring(&self, name: &str, inputs: &[usize], needed: u32) -> u32 {
+        let (nodes, wide) = (&self.graph.nodes, self.choice.formats.wide);
+        let index = nodes.iter().position(|n| n.name == name).unwrap_or(0);
+        let widened = |value: usize| {
+            nodes[..index].iter().any(|n| matches!(n.op, Op::Linear { .. }) && n.inputs.contains(&value))
+        };
+        let comes = |&value: &usize| match self.rings.get(value) {
+            Some(&ring) if ring >= needed && !widened(value) => ring,
+            _ => wide,
+        };
+        inputs.iter().map(comes).min().unwrap_or(wide)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -363,45 +401,70 @@ impl Chooser<'_> {
         input_frac: u32,
         seen: &NormStats,
     ) -> NormSpec {
-        let Numerics { wide, frac } = self.choice.formats;
-        let width = width as f64;
-        // d = width (x - mean) 2^(input_frac - shift), v = sum d^2.
-        let centred = f64::from(seen.max_centred) * MARGIN;
-        self.check(name, "the centred input", centred, power(wide as i32 - 2 - input_frac as i32) / width);
+        let Choice { norm_ring: ring, gain_frac, .. } = self.choice;
+        let frac = self.choice.formats.frac;
+        let [norm_bits, square_bits] = [self.choice.norm_bits, self.choice.square_bits].map(f64::from);
         let largest = (f64::from(seen.variance.max) * VARIANCE_MARGIN + eps).max(1e-30);
-        let smallest = (f64::from(seen.variance.min) / VARIANCE_MARGIN + eps).max(1e-30);
+        let smallest =
+            (f64::from(seen.variance.min) / VARIANCE_MARGIN + eps).max(largest * power(-(MAX_OCTAVES as i32)));
+        // d = width (x - mean) 2^input_frac; in units of d, the least deviation of a row.
+        let width_log2 = (width as f64).log2();
+        let deviation = width_log2 + f64::from(input_frac) + smallest.log2() / 2.0;
+        let bits = |v: f64| v.max(0.0) as u32;
+
+        // The gain is multiplied by d at `norm_bits` and two bits of the least deviation, or at two bits beyond those of x. The
+        // scaled row keeps `norm_bits`.
+        let shift = bits((width_log2 - 2.0).max(deviation - norm_bits - 2.0));
+        let factor = NormSpec::gain_factor(width);
+        let scaled_truncate = bits(deviation + factor.log2() + f64::from(gain_frac) - f64::from(shift) - norm_bits);
+        let scale = width_log2 + factor.log2() + f64::from(input_frac + gain_frac) - f64::from(shift + scaled_truncate);
+        let scaled = f64::from(seen.max_scaled) * MARGIN;
+        let room = 64.0 - 2.0 - f64::from(shift + scaled_truncate) - scale;
+        self.check(name, "the centred input times its gain", scaled, room.exp2() / HEADROOM);
+        let scaled_ring = 2 + bits(((HEADROOM * scaled).log2() + scale).ceil()).clamp(2, 62 - shift - scaled_truncate);
+
+        // v = sum d^2 of a d with `square_bits` of the least deviation; coarser where that does not fit 64 bits.
         let v_log2 = |variance: f64, shift: u32| {
-            (width.powi(3) * variance).log2() + 2.0 * (f64::from(input_frac) - f64::from(shift))
+            3.0 * width_log2 + variance.log2() + 2.0 * (f64::from(input_frac) - f64::from(shift))
         };
-        let bits = f64::from(self.choice.norm_bits);
-        let shift = (0..wide).find(|&s| v_log2(largest, s) <= bits).unwrap_or(wide - 8);
-        let high = (v_log2(largest, shift).ceil() as u32).max(16);
-        let low = (v_log2(smallest, shift).floor().max(4.0) as u32).clamp(high.saturating_sub(MAX_OCTAVES), high - 1);
-        let v_shift = (high.saturating_sub(34) + 1) & !1;
-        let (low, high) = (low.saturating_sub(v_shift), high - v_shift);
-        // d / sqrt(v) at scale `unit_scale`: what is left of 64 bits beside the result and the gain.
-        let Choice { norm_ring: ring, norm_unit_frac: unit_frac, gain_frac, .. } = self.choice;
-        let unit_scale = 64 - ring - gain_frac + frac;
-        let frac_out = unit_scale - v_shift / 2;
-        let ring_out = frac_out - low / 2 + 3;
-        let inverse = InverseSpec::new(0.5, low, high, self.choice.root_per_octave, 64 - v_shift, ring_out, frac_out);
-        let truncate = unit_frac + gain_frac - frac;
-        self.tensor(gain, 64, gain_frac, width.sqrt(), false);
-        self.tensor(bias, 64, unit_frac + gain_frac, 1.0, false);
-        let epsilon = (eps * width.powi(3) * power(2 * (input_frac as i32 - shift as i32))).round() as i64;
-        NormSpec {
+        let high = |shift: u32| (v_log2(largest, shift).ceil().max(0.0) as u32).max(16);
+        let square_shift = (bits(deviation - square_bits)..62).find(|&s| high(s) + 2 + s <= 64).unwrap_or(40);
+        let high = high(square_shift);
+        let extended = (high + 2 + square_shift).max(scaled_ring + scaled_truncate + shift);
+        let low = bits(v_log2(smallest, square_shift)).max(4).clamp(high.saturating_sub(MAX_OCTAVES), high - 1);
+        let v_shift = low.saturating_sub(self.choice.variance_bits) & !1;
+        let (low, high) = (low - v_shift, high - v_shift);
+
+        // The root keeps `root_bits` where it is smallest. Its lines are evaluated in 64 bits; if their slopes allow, they leave
+        // the ring of the last product at once.
+        let frac_out = self.choice.root_bits + high.div_ceil(2);
+        let mut spec = NormSpec {
+            extended,
             shift,
-            epsilon: epsilon.max(1),
-            v_shift,
-            inverse,
-            unit_truncate: unit_scale - unit_frac,
-            unit_ring: ring + truncate,
-            unit_frac,
             gain_frac,
-            truncate,
+            scaled_truncate,
+            scaled_ring,
+            square_shift,
+            epsilon: ((eps * v_log2(1.0, square_shift).exp2()).round() as i64).max(1),
+            v_shift,
+            inverse: InverseSpec::new(0.5, low, high, 1, 64, 64, frac_out),
+            truncate: 0,
             ring,
-        }
+        };
+        spec.truncate = bits((spec.product_frac(width) - i64::from(frac)) as f64);
+        let fits = frac_out + 3 - low / 2;
+        let precise = (frac_out + 64).saturating_sub(3 * high / 2 + self.choice.slope_bits);
+        let ring_out = (ring + spec.truncate).min(precise.max(fits));
+        spec.inverse = InverseSpec::new(0.5, low, high, self.choice.root_per_octave, 64, ring_out, frac_out);
+        self.tensor(gain, 64, gain_frac, factor, false);
+        self.tensor(bias, 64, frac + spec.truncate, 1.0, false);
+        spec
     }
+}
+
+/// Bits that a value of this size takes, with headroom and the two that an extension needs.
+fn bits_of(size: f64, frac: u32) -> u32 {
+    2 + frac + (HEADROOM * size.max(1.0)).log2().ceil() as u32
 }
 
 /// An activation read by linear layers alone leaves in the ring of their product, if that is smaller than its own; the

@@ -35,8 +35,7 @@ pub fn walk<S: Suite>(
 #[derive(Clone)]
 struct Value<T> {
     tensor: T,
-    /// Whether it is known to be wide.
-    wide: bool,
+    ring: u32,
     /// Rows of each input.
     rows: usize,
 }
@@ -50,77 +49,79 @@ fn step<S: Suite>(
     inputs: &[usize],
     values: &mut [Option<Value<S::Tensor>>],
 ) -> Result<Value<S::Tensor>> {
+    let wide = numerics.formats.wide;
     if let (Op::Lookup { table }, NodeSpec::Lookup(spec)) = (op, spec) {
-        return Ok(Value { tensor: suite.lookup(table, spec)?, wide: true, rows: geometry.rows });
+        return Ok(Value { tensor: suite.lookup(table, spec)?, ring: wide, rows: geometry.rows });
     }
     let first = inputs.first().copied().unwrap_or(0);
     if first == 0 && values[0].is_none() {
-        values[0] = Some(Value { tensor: suite.input()?, wide: true, rows: geometry.rows });
+        values[0] = Some(Value { tensor: suite.input()?, ring: wide, rows: geometry.rows });
     }
-    let keeps = |x: &Value<S::Tensor>, tensor: S::Tensor, wide: bool| Value { tensor, wide, rows: x.rows };
+    let keeps = |x: &Value<S::Tensor>, tensor: S::Tensor, ring: u32| Value { tensor, ring, rows: x.rows };
     Ok(match (op, spec) {
         (Op::Linear { weight, bias }, NodeSpec::Linear(spec)) => {
-            let enough = activation_ring(numerics, first) >= spec.ring + spec.truncate;
-            let x = if enough { present(values, first)? } else { wide(suite, values, first)? };
-            keeps(&x, suite.linear(&x.tensor, weight, bias, spec)?, false)
+            let x = at_least(suite, values, first, spec.ring + spec.truncate, wide)?;
+            keeps(&x, suite.linear(&x.tensor, weight, bias, spec)?, spec.ring)
         }
         (Op::LayerNorm { gain, bias, .. }, NodeSpec::Norm(spec)) => {
-            let x = wide(suite, values, first)?;
-            keeps(&x, suite.layer_norm(&x.tensor, gain, bias, spec)?, spec.ring == numerics.formats.wide)
+            let x = present(values, first)?;
+            keeps(&x, suite.layer_norm(&x.tensor, gain, bias, spec)?, spec.ring)
         }
         (Op::Attention { heads }, NodeSpec::Attention { max_value }) => {
             let x = present(values, first)?;
             let spec = numerics.attention(x.rows, *max_value);
-            keeps(&x, suite.attention(&x.tensor, x.rows, *heads, &spec)?, spec.ring == numerics.formats.wide)
+            keeps(&x, suite.attention(&x.tensor, x.rows, *heads, &spec)?, spec.ring)
         }
         (Op::Activation(_), NodeSpec::Activation(spec)) => {
             let x = present(values, first)?;
-            keeps(&x, suite.activation(&x.tensor, spec)?, false)
+            let ring = match spec {
+                ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate) => gate.ring,
+                ActivationSpec::Relu { ring } => *ring,
+            };
+            keeps(&x, suite.activation(&x.tensor, spec)?, ring)
         }
         (Op::AddRows { rows }, _) => {
-            let x = wide(suite, values, first)?;
-            keeps(&x, suite.add_rows(&x.tensor, rows, x.rows)?, true)
+            let x = at_least(suite, values, first, wide, wide)?;
+            keeps(&x, suite.add_rows(&x.tensor, rows, x.rows)?, wide)
         }
         (Op::PrependRow { row }, _) => {
-            let x = wide(suite, values, first)?;
+            let x = at_least(suite, values, first, wide, wide)?;
             let tensor = suite.prepend_row(&x.tensor, row, x.rows)?;
-            Value { tensor, wide: true, rows: x.rows + 1 }
+            Value { tensor, ring: wide, rows: x.rows + 1 }
         }
-        (Op::Add, _) => {
-            let x = wide(suite, values, first)?;
-            let y = wide(suite, values, inputs.get(1).copied().unwrap_or(0))?;
-            keeps(&x, suite.add(&x.tensor, &y.tensor)?, true)
+        (Op::Add, NodeSpec::Add { ring }) => {
+            let x = at_least(suite, values, first, *ring, wide)?;
+            let y = at_least(suite, values, inputs.get(1).copied().unwrap_or(0), *ring, wide)?;
+            keeps(&x, suite.add(&x.tensor, &y.tensor, *ring)?, *ring)
         }
         (Op::FirstRow, _) => {
             let x = present(values, first)?;
-            Value { tensor: suite.first_row(&x.tensor, x.rows)?, wide: x.wide, rows: 1 }
+            Value { tensor: suite.first_row(&x.tensor, x.rows)?, ring: x.ring, rows: 1 }
         }
         (Op::MeanRows, _) => {
-            let x = wide(suite, values, first)?;
-            Value { tensor: suite.sum_rows(&x.tensor, x.rows)?, wide: true, rows: 1 }
+            let x = at_least(suite, values, first, wide, wide)?;
+            Value { tensor: suite.sum_rows(&x.tensor, x.rows)?, ring: wide, rows: 1 }
         }
         _ => return Err(Error::Misuse("the numerics do not fit the graph".into())),
     })
-}
-
-/// The ring in which an activation leaves the value with this id; 0 for any other value.
-fn activation_ring(numerics: &ModelNumerics, value: usize) -> u32 {
-    match value.checked_sub(1).and_then(|node| numerics.nodes.get(node)) {
-        Some(NodeSpec::Activation(ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate))) => gate.ring,
-        _ => 0,
-    }
 }
 
 fn present<T: Clone>(values: &[Option<Value<T>>], id: usize) -> Result<Value<T>> {
     values.get(id).cloned().flatten().ok_or_else(|| Error::Misuse(format!("value {id} is not there")))
 }
 
-/// The value, widened once for all its readers.
-fn wide<S: Suite>(suite: &mut S, values: &mut [Option<Value<S::Tensor>>], id: usize) -> Result<Value<S::Tensor>> {
+/// The value in a ring of at least `ring` bits: as it is, or widened, once for all its readers.
+fn at_least<S: Suite>(
+    suite: &mut S,
+    values: &mut [Option<Value<S::Tensor>>],
+    id: usize,
+    ring: u32,
+    wide: u32,
+) -> Result<Value<S::Tensor>> {
     let mut value = present(values, id)?;
-    if !value.wide {
+    if value.ring < ring {
         value.tensor = suite.widen(&value.tensor)?;
-        value.wide = true;
+        value.ring = wide;
         values[id] = Some(value.clone());
     }
     Ok(value)

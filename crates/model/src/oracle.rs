@@ -246,7 +246,8 @@ impl Oracle {
                 let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
                 let y = centred.broadcast_div(&(&variance + *eps)?.sqrt()?)?;
                 let y = y.broadcast_mul(self.tensor(gain)?)?.broadcast_add(self.tensor(bias)?)?;
-                return Ok((y, Inside::Norm { centred, variance }));
+                let scaled = centred.broadcast_mul(self.tensor(gain)?)?;
+                return Ok((y, Inside::Norm { centred, scaled, variance }));
             }
             Op::Attention { heads } => {
                 let attention = Attention::new(x, *heads)?;
@@ -267,15 +268,16 @@ impl Oracle {
 /// What an operation computed on the way to its result.
 enum Inside {
     Nothing,
-    Norm { centred: Tensor, variance: Tensor },
+    Norm { centred: Tensor, scaled: Tensor, variance: Tensor },
     Attention(Attention),
 }
 
 fn node_stats(node: &Node, value: &Tensor, read: &[Tensor], inside: &Inside) -> candle_core::Result<NodeStats> {
     let mut stats = NodeStats { max_abs: max_abs(value)?, ..NodeStats::default() };
     match inside {
-        Inside::Norm { centred, variance } => {
-            stats.norm = Some(NormStats { variance: span(variance)?, max_centred: max_abs(centred)? });
+        Inside::Norm { centred, scaled, variance } => {
+            let (max_centred, max_scaled) = (max_abs(centred)?, max_abs(scaled)?);
+            stats.norm = Some(NormStats { variance: span(variance)?, max_centred, max_scaled });
         }
         Inside::Attention(attention) => stats.attention = Some(attention.stats(stats.max_abs)?),
         Inside::Nothing if matches!(node.op, Op::Activation(_)) => stats.activation = Some(span(&read[0])?),

@@ -52,6 +52,8 @@ pub struct NormStats {
     pub variance: Span,
     /// Largest `|x - mean|`.
     pub max_centred: f32,
+    /// Largest `|gain (x - mean)|`.
+    pub max_scaled: f32,
 }
 
 impl Span {
@@ -87,6 +89,7 @@ impl NodeStats {
         merge_into(&mut self.norm, &other.norm, |a, b| {
             a.variance.merge(&b.variance);
             a.max_centred = a.max_centred.max(b.max_centred);
+            a.max_scaled = a.max_scaled.max(b.max_scaled);
         });
     }
 }

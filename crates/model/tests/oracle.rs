@@ -82,13 +82,15 @@ fn values_and_ranges_by_hand() {
     }
 
     let mut result = vec![0.0; 4];
-    let (mut variances, mut max_centred, mut tanh_in) = (Vec::new(), 0.0_f64, Vec::new());
+    let (mut variances, mut tanh_in) = (Vec::new(), Vec::new());
+    let (mut max_centred, mut max_scaled) = (0.0_f64, 0.0_f64);
     for (y, x) in attended.iter().zip(&x) {
         let mean = y.iter().sum::<f64>() / 4.0;
         let variance = y.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / 4.0;
         variances.push(variance);
         for j in 0..4 {
             max_centred = max_centred.max((y[j] - mean).abs());
+            max_scaled = max_scaled.max(((y[j] - mean) * t("gain", j)).abs());
             let z = (y[j] - mean) / (variance + 1e-5).sqrt() * t("gain", j) + t("shift", j);
             tanh_in.push(z);
             result[j] += (z.tanh() + x[j]) / 3.0;
@@ -96,7 +98,7 @@ fn values_and_ranges_by_hand() {
     }
     assert!(trace.output().iter().zip(&result).all(|(a, b)| close(*a, *b)));
     let norm = trace.stats[3].norm.unwrap();
-    assert!(close(norm.max_centred, max_centred));
+    assert!(close(norm.max_centred, max_centred) && close(norm.max_scaled, max_scaled));
     assert!(close(norm.variance.min, variances.iter().copied().fold(f64::MAX, f64::min)));
     let activation = trace.stats[4].activation.unwrap();
     assert!(close(activation.max, tanh_in.iter().copied().fold(f64::MIN, f64::max)));

@@ -2,7 +2,7 @@
 //! calibration run, agreed on by all parties, and the same for every suite.
 //!
 //! Between operations a tensor is *wide* (ring `Numerics::wide`, what a linear layer reads) or *narrow* (what a truncation
-//! left); both are at scale `Numerics::frac`.
+//! left); both are at scale `Numerics::frac`. Sums stay narrow where calibration says that they fit.
 
 use serde::{Deserialize, Serialize};
 
@@ -92,29 +92,58 @@ pub struct AttentionSpec {
     pub ring: u32,
 }
 
-/// LayerNorm. The centred row `width * x - sum x` is divided by `2^shift`; its squared length is `v`.
+/// LayerNorm. The input is extended to a ring that everything local fits; `d = width * x - sum x` is its centred row. `d / 2^shift`
+/// is multiplied by the gain; `d / 2^square_shift` is squared and summed to `v`, whose inverse root the product is multiplied by.
+///
+/// With `w` columns and `j = floor(log2(w) / 2)` the gain carries [`NormSpec::gain_factor`] `= sqrt(w) / 2^j` beside
+/// `2^gain_frac`, and the product with the root has `frac + truncate` fractional bits, which is the scale of the bias.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NormSpec {
-    /// Bits dropped from the centred row.
+    /// Ring to which the input is extended.
+    pub extended: u32,
+    /// Bits dropped from the centred row before the gain.
     pub shift: u32,
+    /// Scale of the gain.
+    pub gain_frac: u32,
+    /// Bits dropped from centred row times gain; with `scaled_ring` at most `extended - shift`.
+    pub scaled_truncate: u32,
+    /// Ring of the scaled row that this leaves.
+    pub scaled_ring: u32,
+    /// Bits dropped from the centred row before it is squared.
+    pub square_shift: u32,
     /// `eps` at the scale of `v`, as an integer, at least 1.
     pub epsilon: i64,
     /// Bits dropped from `v` before the inverse root; even.
     pub v_shift: u32,
-    /// Inverse root of the shifted `v`.
+    /// Inverse root of the shifted `v`. Its result is extended to `ring + truncate` where it leaves a smaller ring.
     pub inverse: InverseSpec,
-    /// Bits dropped from centred row times inverse root.
-    pub unit_truncate: u32,
-    /// Ring of the row of unit length that this leaves.
-    pub unit_ring: u32,
-    /// Its scale.
-    pub unit_frac: u32,
-    /// Scale of the gain, which carries the factor `sqrt(width)`.
-    pub gain_frac: u32,
-    /// Bits dropped after the gain.
+    /// Bits dropped after the product with the root.
     pub truncate: u32,
-    /// Ring of the result.
+    /// Ring of the result; with `truncate` more than `scaled_ring`.
     pub ring: u32,
+}
+
+impl NormSpec {
+    /// Ring of the sum of squares; it is below a quarter of it.
+    pub fn square_ring(&self) -> u32 {
+        self.extended - self.square_shift
+    }
+
+    /// `floor(log2(width) / 2)`: what the gain does not carry of `sqrt(width)`.
+    pub fn root_width_log2(width: usize) -> u32 {
+        width.max(1).ilog2() / 2
+    }
+
+    /// What the gain is multiplied by before it is encoded.
+    pub fn gain_factor(width: usize) -> f64 {
+        (width.max(1) as f64).sqrt() / f64::from(NormSpec::root_width_log2(width)).exp2()
+    }
+
+    /// Fractional bits of scaled row times inverse root, for rows of `width`.
+    pub fn product_frac(&self, width: usize) -> i64 {
+        let up = self.gain_frac + self.square_shift + self.v_shift / 2 + self.inverse.frac_out;
+        i64::from(up) - i64::from(self.scaled_truncate + self.shift + NormSpec::root_width_log2(width))
+    }
 }
 
 /// An elementwise function.

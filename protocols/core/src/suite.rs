@@ -45,7 +45,7 @@ pub trait Suite {
     /// Puts `row` before the `count` rows of every input of a wide tensor.
     fn prepend_row(&mut self, x: &Self::Tensor, row: &str, count: usize) -> Result<Self::Tensor>;
 
-    /// LayerNorm of a wide tensor.
+    /// LayerNorm of a tensor in any ring, at any scale.
     fn layer_norm(&mut self, x: &Self::Tensor, gain: &str, bias: &str, spec: &NormSpec) -> Result<Self::Tensor>;
 
     /// Softmax attention of `[.., 3 * width]` with `rows` rows an input, masked by the request's key bias.
@@ -60,8 +60,8 @@ pub trait Suite {
     /// An elementwise function of a narrow tensor.
     fn activation(&mut self, x: &Self::Tensor, spec: &ActivationSpec) -> Result<Self::Tensor>;
 
-    /// Sum of two wide tensors.
-    fn add(&mut self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Sum, in `Z_2^ring`, of two tensors at one scale in rings of at least `ring` bits.
+    fn add(&mut self, x: &Self::Tensor, y: &Self::Tensor, ring: u32) -> Result<Self::Tensor>;
 
     /// The first of the `rows` rows of every input.
     fn first_row(&mut self, x: &Self::Tensor, rows: usize) -> Result<Self::Tensor>;

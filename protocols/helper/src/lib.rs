@@ -19,6 +19,7 @@ pub mod linear;
 pub mod lookup;
 pub mod masked;
 pub mod maximum;
+pub mod mixed;
 pub mod norm;
 pub mod onehot;
 pub mod open;

@@ -1,10 +1,27 @@
-//! LayerNorm (protocol.md, "LayerNorm, RMSNorm"): eight rounds.
+//! LayerNorm (protocol.md, "LayerNorm, RMSNorm"): six rounds.
 //!
-//! With `d = width x - sum x` (exact, local), divided locally by `2^shift`: `v = sum d^2` is one row dot product, its inverse root
-//! is piecewise linear, and `d / sqrt v` is a row of unit length; the gain carries `sqrt(width)`. The ratio between `d` and the
-//! centred row drops out, so the input may be at any scale.
+//! The input is extended once. With `d = width x - sum x` (exact, local), `g = d gain` is truncated to a narrow row of products,
+//! while `v = sum d^2` (one row dot product of a coarser `d`) goes through its inverse root; the result is `g / sqrt v + bias`,
+//! one product of the narrow `g` with a wide root and one truncation. The ratio between `d` and `sqrt v` drops out, so the
+//! input may be at any scale; the gain carries what is left of powers of the width (see [`NormSpec`]).
 //!
-//! *Error*: that of the inverse root, relative, and about a unit of the result. *Security*: built from other primitives.
+//! | round | elements | rows |
+//! | --- | --- | --- |
+//! | 1 | `x` extended | |
+//! | 2 | `d gain` truncated | `v` remasked |
+//! | 3, 4 | | comparisons of `v` with the edges; beside them `v` extended for its lines |
+//! | 5 | | lines truncated; where they do not reach the ring of the last product, extended in one round more |
+//! | 6 | `g root + bias` truncated | |
+//!
+//! *Cost*, an element, with the input in `k` bits, extended to `R`; `g` in `n` bits, truncated by `f`; the last product in `w` bits:
+//! online `(R - k) + (n + f) + w` each way; dealt `2 (R - k) + (n + f) + w + 3 (w - n)`.
+//!
+//! *Error*: that of the inverse root, relative; a unit of `g` times the root; about a unit of the result. `v` is off by the noise of
+//! its shift, a quarter of a squared unit an element beside a mean square of at least `2^8`.
+//!
+//! *Security*: built from other primitives. What an evaluator receives are dealt halves of fresh sharings (extension, comparison,
+//! products) and the other evaluator's halves under masks that are drawn for each exchange and that it does not know
+//! (extension, truncation, remasking): all of it uniform.
 
 use tercet_core::spec::NormSpec;
 use tercet_core::{Cost, Result, Session};
@@ -12,23 +29,28 @@ use tercet_ring::{Element, Tensor};
 
 use crate::linear::{self, elementwise, row_dot};
 use crate::masked::Masked;
-use crate::{extend, inverse, truncate};
+use crate::{extend, inverse, mixed, truncate};
 
 /// The wire cost of normalising `rows` rows of `width` that come in `ring`.
 pub fn cost(rows: usize, width: usize, ring: u32, spec: &NormSpec) -> Cost {
     let len = rows * width;
     let inverse = &spec.inverse;
-    let unit_ring = spec.unit_ring + spec.unit_truncate;
-    extend::cost(len, ring - spec.shift, 64)
-        .then(linear::cost(rows, 64).and(truncate::cost(rows, 0, 64)))
-        .then(inverse::cost(rows, inverse))
-        .then(extend::cost(rows, inverse.ring_out, unit_ring))
-        .then(linear::cost(len, unit_ring).and(truncate::cost(len, spec.unit_truncate, spec.unit_ring)))
-        .then(linear::cost(len, spec.ring + spec.truncate).and(truncate::cost(len, spec.truncate, spec.ring)))
+    let (square_ring, last) = (spec.square_ring(), spec.ring + spec.truncate);
+    let square = linear::cost(rows, square_ring).and(truncate::cost(rows, 0, square_ring));
+    let scaled = linear::cost(len, spec.scaled_ring + spec.scaled_truncate).and(truncate::cost(
+        len,
+        spec.scaled_truncate,
+        spec.scaled_ring,
+    ));
+    extend::cost(len, ring, spec.extended)
+        .then(square.and(scaled))
+        .then(inverse::cost(rows, inverse).and(extend::cost(rows, square_ring - spec.v_shift, inverse.ring)))
+        .then(extend::cost(rows, inverse.ring_out, last))
+        .then(mixed::cost(len, spec.scaled_ring, last).and(truncate::cost(len, spec.truncate, spec.ring)))
 }
 
-/// Normalises the rows of `x`. `gain` and `bias` are rows in rings of at least `ring + truncate`, the gain at scale `gain_frac`
-/// and with the factor `sqrt(width)`, the bias at scale `unit_frac + gain_frac`.
+/// Normalises the rows of `x`, whatever its ring. `gain` and `bias` are rows as [`NormSpec`] wants them, in rings of at least
+/// `scaled_ring + scaled_truncate` and `ring + truncate`.
 pub fn layer_norm<E: Element>(
     s: &mut Session,
     x: &Masked<E>,
@@ -37,26 +59,30 @@ pub fn layer_norm<E: Element>(
     spec: &NormSpec,
 ) -> Result<Masked<E>> {
     s.scope("norm", |s| {
-        let width = x.planes()[0].width();
         let rows = x.planes()[0].rows();
-        let d: Masked<E> = x.each(x.ring(), |plane| centre(plane)).shift(spec.shift);
-        let d: Masked<u64> = extend::extend(s, &d, 64)?;
-        let v = row_dot(s, &d, &d, 64)?;
-        let v: Masked<u64> = truncate::remask::<u64, u64>(s, v, 64)?.plus(spec.epsilon).shift(spec.v_shift);
+        let x: Masked<u64> = extend::extend(s, x, spec.extended)?;
+        let d = x.each(x.ring(), centre);
 
-        let v: Masked<u64> = v.low(spec.inverse.ring);
-        let root = inverse::post(s, &v, &spec.inverse)?.next(s)?.next(s, &v, &spec.inverse)?;
-        let unit_ring = spec.unit_ring + spec.unit_truncate;
-        let root = root.finish::<u64>(s)?;
-        let root: Masked<u64> = extend::extend(s, &root, unit_ring)?;
+        let coarse: Masked<u64> = d.shift(spec.square_shift);
+        let square = row_dot(s, &coarse, &coarse, spec.square_ring())?;
+        let square = truncate::post(s, square, 0, spec.square_ring())?;
+        let product_ring = spec.scaled_ring + spec.scaled_truncate;
+        let gain = gain.low::<u64>(product_ring).each(product_ring, |plane| repeat_rows(plane, d.shape(), rows));
+        let d: Masked<u64> = d.shift::<u64>(spec.shift).low(product_ring);
+        let scaled = elementwise(s, &d, &gain, product_ring)?;
+        let scaled = truncate::post(s, scaled, spec.scaled_truncate, spec.scaled_ring)?;
 
-        let root = root.each(unit_ring, |plane| repeat_along_rows(plane, x.shape(), width));
-        let unit = elementwise(s, &d.low(unit_ring), &root, unit_ring)?;
-        let unit: Masked<u64> = truncate::truncate(s, unit, spec.unit_truncate, spec.unit_ring)?;
-
+        let v: Masked<u64> = square.finish::<u64>(s)?.plus(spec.epsilon).shift(spec.v_shift);
+        let root = inverse::post(s, &v, &spec.inverse)?;
+        let lines = extend::post::<u64, u64>(s, &v, spec.inverse.ring)?;
+        let scaled: Masked<u64> = scaled.finish(s)?;
+        let root = root.next(s)?;
+        let v = lines.finish(s)?;
+        let root = root.next(s, &v, &spec.inverse)?.finish::<u64>(s)?;
         let ring = spec.ring + spec.truncate;
-        let gain = gain.low::<u64>(ring).each(ring, |plane| repeat_rows(plane, x.shape(), rows));
-        let z = elementwise(s, &unit.low(ring), &gain, ring)?.add_columns(&bias.low(ring));
+        let root: Masked<u64> = extend::extend(s, &root, ring)?;
+
+        let z = mixed::scale_rows(s, &scaled, &root)?.add_columns(&bias.low(ring));
         truncate::truncate(s, z, spec.truncate, spec.ring)
     })
 }

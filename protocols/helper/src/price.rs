@@ -125,8 +125,8 @@ impl<S: Shapes> Suite for Price<'_, S> {
         Ok(Shape { ring, ..*x })
     }
 
-    fn add(&mut self, x: &Shape, _: &Shape) -> Result<Shape> {
-        Ok(*x)
+    fn add(&mut self, x: &Shape, _: &Shape, ring: u32) -> Result<Shape> {
+        Ok(Shape { ring, ..*x })
     }
 
     fn first_row(&mut self, x: &Shape, rows: usize) -> Result<Shape> {

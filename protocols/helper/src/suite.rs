@@ -170,8 +170,11 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
         activation::activation(self.session, x, self.numerics.frac, spec)
     }
 
-    fn add(&mut self, x: &Masked<E>, y: &Masked<E>) -> Result<Masked<E>> {
-        Ok(x.clone().add(y))
+    fn add(&mut self, x: &Masked<E>, y: &Masked<E>, ring: u32) -> Result<Masked<E>> {
+        if x.ring().min(y.ring()) < ring {
+            return Err(Error::Misuse(format!("a sum in {ring} bits of rings of {} and {}", x.ring(), y.ring())));
+        }
+        Ok(x.low::<E>(ring).add(&y.low(ring)))
     }
 
     fn first_row(&mut self, x: &Masked<E>, rows: usize) -> Result<Masked<E>> {

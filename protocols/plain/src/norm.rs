@@ -4,25 +4,29 @@ use tercet_core::spec::{InverseSpec, NormSpec};
 
 use crate::value::{self, Value, wrap};
 
-/// LayerNorm of the rows of a wide matrix.
+/// LayerNorm of the rows of a matrix.
 pub(crate) fn layer_norm(x: &Value, gain: &[i64], bias: &[i64], spec: &NormSpec) -> Value {
     let width = x.cols() as i64;
-    let unit_ring = spec.unit_ring + spec.unit_truncate;
-    let ring = spec.ring + spec.truncate;
-    let mut units = Vec::with_capacity(x.data().len());
+    let (square_ring, ring) = (spec.square_ring(), spec.ring + spec.truncate);
+    let mut products = Vec::with_capacity(x.data().len());
     for row in x.data().chunks(x.cols().max(1)) {
         let sum = row.iter().fold(0i64, |s, &v| s.wrapping_add(v));
-        let centred = |&v: &i64| wrap(v.wrapping_mul(width).wrapping_sub(sum), x.ring());
-        let d: Vec<i64> = row.iter().map(|v| value::truncate(centred(v), spec.shift, x.ring() - spec.shift)).collect();
-        let v = d.iter().fold(0i64, |s, &d| s.wrapping_add(d.wrapping_mul(d))).wrapping_add(spec.epsilon);
-        let root = inverse(wrap(value::truncate(v, spec.v_shift, 64 - spec.v_shift), spec.inverse.ring), &spec.inverse);
-        units.extend(
-            d.iter()
-                .map(|&d| value::truncate(wrap(d.wrapping_mul(root), unit_ring), spec.unit_truncate, spec.unit_ring)),
-        );
+        let centred = |&v: &i64| wrap(v.wrapping_mul(width).wrapping_sub(sum), spec.extended);
+        let d: Vec<i64> = row.iter().map(centred).collect();
+        let square = |s: i64, &d: &i64| {
+            let d = value::truncate(d, spec.square_shift, square_ring);
+            s.wrapping_add(d.wrapping_mul(d))
+        };
+        let v = wrap(d.iter().fold(0, square), square_ring).wrapping_add(spec.epsilon);
+        let root = inverse(value::truncate(v, spec.v_shift, square_ring - spec.v_shift), &spec.inverse);
+        let scaled = |(&d, &gain): (&i64, &i64)| {
+            let d = value::truncate(d, spec.shift, spec.extended - spec.shift);
+            value::truncate(d.wrapping_mul(gain), spec.scaled_truncate, spec.scaled_ring)
+        };
+        products.extend(d.iter().zip(gain).map(scaled).map(|scaled| scaled.wrapping_mul(root)));
     }
-    let unit = Value::new(x.rows(), x.cols(), ring, units);
-    unit.with_row(gain, i64::wrapping_mul).with_row(bias, i64::wrapping_add).truncate(spec.truncate, spec.ring)
+    let product = Value::new(x.rows(), x.cols(), ring, products);
+    product.with_row(bias, i64::wrapping_add).truncate(spec.truncate, spec.ring)
 }
 
 /// `v^-power` by its lines.
@@ -36,21 +40,25 @@ mod tests {
 
     #[test]
     fn rows_come_out_with_mean_zero_and_length_one() {
-        let (width, gain_frac, unit_frac) = (64, 10, 16);
+        let (width, gain_frac) = (64, 12);
         let x: Vec<i64> = (0..2 * width).map(|i| ((i * 7919) % 2003) as i64 * 3 + 5000).collect();
-        let spec = NormSpec {
-            shift: 4,
-            epsilon: 1,
-            v_shift: 8,
-            inverse: InverseSpec::new(0.5, 12, 34, 20, 56, 26, 28),
-            unit_truncate: 32 - unit_frac,
-            unit_ring: 48,
-            unit_frac,
+        // The deviation is near 1730: d at scale 2^3 of x, the scaled row at 2^5, coarse d at 2^-3; v near 2^22.
+        let mut spec = NormSpec {
+            extended: 48,
+            shift: 3,
             gain_frac,
-            truncate: 16,
-            ring: 32,
+            scaled_truncate: 10,
+            scaled_ring: 24,
+            square_shift: 9,
+            epsilon: 1,
+            v_shift: 6,
+            inverse: InverseSpec::new(0.5, 12, 22, 20, 64, 46, 25),
+            truncate: 0,
+            ring: 27,
         };
-        let (gain, bias) = (vec![8 << gain_frac; width], vec![1 << (unit_frac + gain_frac); width]);
+        spec.truncate = (spec.product_frac(width) - 10) as u32;
+        let gain = vec![(NormSpec::gain_factor(width) * f64::from(1u32 << gain_frac)).round() as i64; width];
+        let bias = vec![1 << (10 + spec.truncate); width];
         let got = layer_norm(&Value::new(2, width, 32, x.clone()), &gain, &bias, &spec);
         for (got, x) in got.data().chunks(width).zip(x.chunks(width)) {
             let mean = x.iter().sum::<i64>() as f64 / width as f64;

@@ -167,8 +167,11 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
         Ok(activation::activation(x, self.numerics.frac, spec))
     }
 
-    fn add(&mut self, x: &Value, y: &Value) -> Result<Value> {
-        Ok(x.add(y))
+    fn add(&mut self, x: &Value, y: &Value, ring: u32) -> Result<Value> {
+        if x.ring().min(y.ring()) < ring {
+            return Err(Error::Misuse(format!("a sum in {ring} bits of rings of {} and {}", x.ring(), y.ring())));
+        }
+        Ok(x.widen(ring).add(&y.widen(ring)))
     }
 
     fn first_row(&mut self, x: &Value, rows: usize) -> Result<Value> {
