@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use cluster::{
     Cluster, MODEL, PATIENCE, Raw, ask, assert_close, assert_refused, fresh_id, logits, open, share_model, shared,
 };
-use tercet_client::Error;
+use tercet_client::{Error, Inputs, Options};
 use tercet_core::Geometry;
 use tercet_engine::{ModelShare, plan};
 use tercet_net::{
     ClientMessage, ClientPolicy, Endpoint, EndpointConfig, Fault, Identity, InputShare, LinkKind, LinkProfile,
-    NodeMessage, PartyId,
+    NodeMessage, PartyId, Work,
 };
 use tercet_node::{Config, Node};
 
@@ -67,6 +67,43 @@ fn answers_are_those_of_the_oracle_at_the_declared_cost() {
             assert_eq!(status.models[0].name, MODEL);
         });
     }
+}
+
+/// Asked for, each node says where its time went, operation by operation, and that agrees with what it says of its cost.
+#[test]
+fn nodes_say_where_their_time_went_to_who_asks() {
+    let cluster = Cluster::start(LinkKind::Quic, as_is);
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        let image = &shared().digits[0].pixels[..];
+        let run = async |profile| {
+            let options = Options { profile, retries: 0, deadline: PATIENCE, ..Options::default() };
+            client.classify(MODEL, Inputs::Images(&[image]), &options).await.unwrap().usage.swap_remove(0)
+        };
+        assert_eq!(run(false).await.profiles, None);
+        let used = run(true).await;
+        let profiles = used.profiles.as_ref().unwrap();
+        let names: Vec<&str> = shared().model.graph.nodes.iter().map(|node| node.name.as_str()).collect();
+        for (party, profile) in PartyId::ALL.into_iter().zip(profiles) {
+            let (me, entries) = (party.index(), &profile.entries);
+            let operations = entries.iter().skip(1).filter(|entry| entry.parent == 0);
+            assert_eq!(operations.map(|entry| entry.name.as_str()).collect::<Vec<_>>(), names, "{party}");
+            assert_eq!(entries.iter().map(|entry| entry.rounds).sum::<u64>(), used.rounds);
+            assert_eq!(profile.by_kind_ns().map(|ns| ns / 1000), used.work_us[me]);
+            for peer in party.others().map(PartyId::index) {
+                assert_eq!(entries.iter().map(|entry| entry.sent[peer]).sum::<u64>(), used.bytes[me][peer]);
+                assert_eq!(entries.iter().map(|entry| entry.received[peer]).sum::<u64>(), used.bytes[peer][me]);
+            }
+        }
+        // Who waits for whom is the one thing in which the three differ.
+        let shape = |at: usize| profiles[at].entries.iter().map(|e| (&e.name, e.parent, e.visits, e.rounds));
+        assert!(shape(0).eq(shape(1)) && shape(1).eq(shape(2)));
+        let waits = profiles.each_ref().map(|profile| {
+            let by_kind = profile.by_kind_ns();
+            [Work::HelperWait, Work::EvaluatorWait].map(|kind| by_kind[kind as usize] > 0)
+        });
+        assert_eq!(waits, [[false; 2], [true; 2], [true; 2]]);
+    });
 }
 
 #[test]
@@ -254,6 +291,7 @@ fn requests_that_do_not_fit_are_refused_to_their_client_alone() {
             model: model.into(),
             digest,
             deadline_ms: 1000,
+            profile: false,
             share: good.shares()[1].clone(),
         };
         let answer = ask(&raw.connections[1], &run("nonesuch", raw.face.digest())).await;
@@ -294,7 +332,7 @@ fn parts_that_do_not_match_or_do_not_come_disturb_nobody() {
         else {
             unreachable!()
         };
-        let hasty = ClientMessage::Run { request_id, model, digest, deadline_ms: 200, share };
+        let hasty = ClientMessage::Run { request_id, model, digest, deadline_ms: 200, profile: false, share };
         assert_refused(&ask(&raw.connections[2], &hasty).await, Fault::Nodes, "no session within 200 ms");
         cluster.assert_works().await;
     });

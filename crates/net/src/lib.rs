@@ -21,6 +21,7 @@ mod mailbox;
 mod memory;
 mod mux;
 mod party;
+mod profile;
 mod quic;
 mod request;
 mod seed;
@@ -42,6 +43,7 @@ pub use link::WireBytes;
 pub use mailbox::FrameLimits;
 pub use memory::{MemoryTransport, memory_world, memory_world_with};
 pub use party::PartyId;
+pub use profile::{Work, WorkEntry, WorkProfile};
 pub use quic::{LinkProfile, ProfileError};
 pub use request::{
     ClientMessage, Fault, InputShare, ModelCard, NodeMessage, NodeStatus, OutputShare, PeerStatus, Stream, Usage,

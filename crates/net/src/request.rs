@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::PartyId;
+use crate::{PartyId, Work, WorkProfile};
 
 /// One party's part of a client's input.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,8 @@ pub enum ClientMessage {
         digest: [u8; 32],
         /// How long the client waits.
         deadline_ms: u32,
+        /// Whether it wants to know where the nodes' time went.
+        profile: bool,
         /// The input.
         share: InputShare,
     },
@@ -107,6 +109,8 @@ pub enum NodeMessage {
         share: OutputShare,
         /// What the run cost, as this node saw it.
         usage: Usage,
+        /// Where this node's time went, if the client asked.
+        profile: Option<WorkProfile>,
     },
     /// The request was not served.
     Refused {
@@ -197,8 +201,8 @@ pub struct Usage {
     pub session_ms: u32,
     /// Time that the request waited before.
     pub queued_ms: u32,
-    /// Microseconds by kind of work (matmul, randomness, packing, sending, waiting).
-    pub work_us: [u64; 5],
+    /// Microseconds by kind of work, in the order of [`Work::ALL`].
+    pub work_us: [u64; Work::COUNT],
 }
 
 /// Whose fault a refusal is.

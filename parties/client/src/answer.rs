@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tercet_net::{Work, WorkProfile};
+
 /// One vector for each text.
 #[derive(Clone, PartialEq)]
 pub struct Embeddings {
@@ -70,8 +72,10 @@ pub struct RequestUsage {
     pub queued: Duration,
     /// Time from the client's first byte to the opened answer.
     pub elapsed: Duration,
-    /// Microseconds at each node by kind of work (matmul, randomness, packing, sending, waiting).
-    pub work_us: [[u64; 5]; 3],
+    /// Microseconds of the session at each node by kind of work, in the order of [`Work::ALL`].
+    pub work_us: [[u64; Work::COUNT]; 3],
+    /// Where the time of the session went at P0, P1 and P2, as each says itself, if [`crate::Options::profile`] asked.
+    pub profiles: Option<[WorkProfile; 3]>,
 }
 
 impl RequestUsage {

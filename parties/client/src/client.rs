@@ -9,7 +9,7 @@ use tercet_model::RowInput;
 use tercet_model::graph::Input;
 use tercet_net::{
     ClientMessage, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus, OutputShare,
-    PartyId, PeerAddress, PublicKey, Usage, codec,
+    PartyId, PeerAddress, PublicKey, Usage, WorkProfile, codec,
 };
 use tokio::task::JoinSet;
 
@@ -225,7 +225,8 @@ impl Client {
         let mut running = JoinSet::new();
         for (number, batch) in batches.into_iter().enumerate() {
             let (client, face, table) = (self.clone(), face.clone(), table.clone());
-            running.spawn(async move { (number, client.request(face, batch, table, until).await) });
+            let profile = options.profile;
+            running.spawn(async move { (number, client.request(face, batch, table, profile, until).await) });
         }
         let mut outputs = vec![Vec::new(); inputs.len()];
         let mut usage = vec![RequestUsage::default(); count];
@@ -265,6 +266,7 @@ impl Client {
         face: Arc<ModelFace>,
         batch: Batch,
         table: Option<Arc<Vec<u8>>>,
+        profile: bool,
         until: Instant,
     ) -> Result<(Vec<usize>, Vec<Vec<f32>>, RequestUsage), Error> {
         let start = Instant::now();
@@ -281,20 +283,24 @@ impl Client {
             model: face.name().into(),
             digest: face.digest(),
             deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            profile,
             share: prepared.shares()[party.index()].clone(),
         };
         let answers = self.ask_all_as(u128::from_le_bytes(request_id), run, left).await?;
         let mut usage = RequestUsage { batch: prepared.len(), rows: prepared.rows(), ..RequestUsage::default() };
+        let mut profiles = Vec::new();
         let mut outputs: [OutputShare; 3] = std::array::from_fn(|_| OutputShare { planes: Default::default() });
         for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
             let at = party.index();
             (usage.sent[at], usage.received[at]) = (answer.sent, answer.received);
-            let NodeMessage::Output { share, usage: of_node } = answer.message else {
+            let NodeMessage::Output { share, usage: of_node, profile: of_time } = answer.message else {
                 return Err(Error::unexpected(party, "another answer than an output"));
             };
             outputs[at] = share;
             usage.take(party, &of_node);
+            profiles.extend(checked(party, profile, of_time)?);
         }
+        usage.profiles = profiles.try_into().ok();
         let rows = face.open(&prepared, &outputs)?;
         usage.elapsed = start.elapsed();
         Ok((prepared.places().to_vec(), rows, usage))
@@ -341,6 +347,19 @@ impl Client {
             (Some(error), _) => Err(error),
             _ => Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 }),
         }
+    }
+}
+
+/// A node's profile, which is there if and only if it was asked for, and makes sense.
+fn checked(party: PartyId, asked: bool, profile: Option<WorkProfile>) -> Result<Option<WorkProfile>, Error> {
+    match (&profile, asked) {
+        (Some(_), false) => Err(Error::unexpected(party, "a profile that nobody asked for")),
+        (None, true) => Err(Error::unexpected(party, "no profile, which was asked for")),
+        (Some(given), true) => {
+            given.check().map_err(|what| Error::unexpected(party, &format!("a profile with {what}")))?;
+            Ok(profile)
+        }
+        (None, false) => Ok(None),
     }
 }
 

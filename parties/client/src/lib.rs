@@ -39,4 +39,6 @@ pub use input::Inputs;
 pub use options::Options;
 pub use prepared::Prepared;
 pub use tercet_model::Interface;
-pub use tercet_net::{Fault, Identity, LinkProfile, ModelCard, NodeStatus, PartyId, PeerAddress, PublicKey};
+pub use tercet_net::{
+    Fault, Identity, LinkProfile, ModelCard, NodeStatus, PartyId, PeerAddress, PublicKey, Work, WorkEntry, WorkProfile,
+};

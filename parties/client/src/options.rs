@@ -16,10 +16,14 @@ pub struct Options {
     pub max_batch: usize,
     /// How often a request that a lost connection or a failing node has ended is made anew, under a new id and fresh masks.
     pub retries: u32,
+    /// Ask each node where the time of the session went: [`crate::RequestUsage::profiles`]. The nodes measure in any case, so
+    /// this costs the bytes of the answer alone, some 200 kB for a model of twelve layers.
+    pub profile: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { truncate: false, deadline: Duration::from_secs(120), bucket: None, max_batch: 16, retries: 1 }
+        let deadline = Duration::from_secs(120);
+        Self { truncate: false, deadline, bucket: None, max_batch: 16, retries: 1, profile: false }
     }
 }

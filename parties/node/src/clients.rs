@@ -70,10 +70,11 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
         Ok(ClientMessage::Status) => vec![NodeMessage::Status(shared.status())],
         Ok(ClientMessage::Manifest { model }) => vec![with_model(shared, &model, manifest)],
         Ok(ClientMessage::Table { model }) => table(shared, &model),
-        Ok(ClientMessage::Run { request_id, model, digest, deadline_ms, share }) => {
+        Ok(ClientMessage::Run { request_id, model, digest, deadline_ms, profile, share }) => {
             let request = Request {
                 key: RequestKey::new(&client, request_id),
                 deadline: Duration::from_millis(deadline_ms.into()).min(shared.limits.request_deadline),
+                profile,
             };
             match request.run(shared, &model, digest, share, &mut channel).await {
                 Some(reply) => vec![reply],
@@ -152,6 +153,8 @@ fn table(shared: &Shared, name: &str) -> Vec<NodeMessage> {
 struct Request {
     key: RequestKey,
     deadline: Duration,
+    /// Whether the client wants to know where the time goes.
+    profile: bool,
 }
 
 impl Request {
@@ -251,7 +254,7 @@ impl Request {
             tokio::task::spawn_blocking(move || check(&shared, &model, geometry, &share)).await
         };
         let input = input.unwrap_or_else(|_| Err(Refusal::new(Fault::Nodes, "a fault in this node's program")))?;
-        shared.desk.hold(self.key, model, geometry, input).map_err(|reason| match reason {
+        shared.desk.hold(self.key, model, geometry, input, self.profile).map_err(|reason| match reason {
             NotHeld::Full => Refusal::new(Fault::Busy, "too many requests wait here: try again later"),
             NotHeld::Replayed => Refusal::new(Fault::Request, "this request's number was used before: draw a new one"),
             NotHeld::Closed => Refusal::new(Fault::Nodes, STOPPING),

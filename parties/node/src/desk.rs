@@ -59,6 +59,8 @@ pub(crate) struct Held {
     pub(crate) geometry: Geometry,
     pub(crate) input: Parsed,
     pub(crate) arrived: Instant,
+    /// Whether its client asked where the time goes.
+    profile: bool,
     reply: oneshot::Sender<NodeMessage>,
 }
 
@@ -74,13 +76,15 @@ impl Held {
 
     /// The input, and the rest.
     pub(crate) fn split(self) -> (Parsed, Waiting) {
-        (self.input, Waiting { arrived: self.arrived, reply: self.reply })
+        (self.input, Waiting { arrived: self.arrived, profile: self.profile, reply: self.reply })
     }
 }
 
 /// A request whose input is in a session: what is left is to answer it.
 pub(crate) struct Waiting {
     pub(crate) arrived: Instant,
+    /// Whether its client asked where the time goes.
+    pub(crate) profile: bool,
     reply: oneshot::Sender<NodeMessage>,
 }
 
@@ -140,6 +144,7 @@ impl Desk {
         model: Arc<Model>,
         geometry: Geometry,
         input: Parsed,
+        profile: bool,
     ) -> Result<oneshot::Receiver<NodeMessage>, NotHeld> {
         let (reply, answer) = oneshot::channel();
         let mut state = self.lock();
@@ -152,7 +157,8 @@ impl Desk {
         if !self.seen.entry(key).or_insert(()).is_fresh() {
             return Err(NotHeld::Replayed);
         }
-        state.held.insert(key, Held { key, model, geometry, input, arrived: Instant::now(), reply });
+        let arrived = Instant::now();
+        state.held.insert(key, Held { key, model, geometry, input, arrived, profile, reply });
         state.order.push_back(key);
         drop(state);
         self.changed.notify_waiters();

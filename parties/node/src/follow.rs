@@ -271,7 +271,8 @@ mod tests {
         let (masked, keys) = (Vec::new(), Default::default());
         let share = InputShare { batch: 1, rows: ROWS as u32, first_seed: seed, second_seed: seed, masked, keys };
         let (request_id, model) = ([5; 16], "digits".into());
-        channel.send(&ClientMessage::Run { request_id, model, digest, deadline_ms: 60_000, share }).await.unwrap();
+        let (deadline_ms, profile) = (60_000, false);
+        channel.send(&ClientMessage::Run { request_id, model, digest, deadline_ms, profile, share }).await.unwrap();
         let request = RequestKey::new(&client, request_id);
         let announced = lead.recv_message::<PeerMessage>().await.unwrap();
         assert!(matches!(announced, PeerMessage::Here { requests } if requests == [request]));

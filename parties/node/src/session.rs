@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tercet_core::{Cost, Error, PairSeeds, Session, Work};
+use tercet_core::{Cost, Error, PairSeeds, Session, WorkProfile};
 use tercet_engine::{Parsed, execute};
 use tercet_net::{Connection, Fault, NodeMessage, OutputShare, SessionLinks, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -26,7 +26,7 @@ pub(crate) struct Room {
 struct Report {
     result: Result<Vec<OutputShare>, Error>,
     cost: Cost,
-    work_us: [u64; Work::COUNT],
+    profile: WorkProfile,
     took: Duration,
 }
 
@@ -62,18 +62,20 @@ pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec
             frames: report.cost.frames,
             session_ms: report.took.as_millis() as u32,
             queued_ms: 0,
-            work_us: report.work_us,
+            work_us: report.profile.by_kind_ns().map(|ns| ns / 1000),
         };
-        Ok((outputs, usage))
+        Ok((outputs, usage, report.profile))
     });
     match outcome {
-        Ok((outputs, usage)) => {
+        Ok((outputs, usage, profile)) => {
             let (rounds, ms) = (usage.rounds, usage.session_ms);
             tracing::info!(session = id, model = agreement.plan.model, requests = waiting.len(), rounds, ms, "done");
             shared.counters.sessions_done.add();
             for (waiting, share) in waiting.into_iter().zip(outputs) {
                 let queued_ms = begun.saturating_duration_since(waiting.arrived).as_millis() as u32;
-                waiting.answer(NodeMessage::Output { share, usage: Usage { queued_ms, ..usage } });
+                let usage = Usage { queued_ms, ..usage };
+                let profile = waiting.profile.then(|| profile.clone());
+                waiting.answer(NodeMessage::Output { share, usage, profile });
             }
         }
         Err(reason) => {
@@ -120,9 +122,9 @@ async fn on_a_thread(
         if let Err(error) = &result {
             session.abort(&error.to_string());
         }
-        let work_us = Work::ALL.map(|kind| session.work(kind).as_micros() as u64);
+        let (cost, profile) = (session.cost(), session.profile());
         // The node may be gone.
-        let _ = done.send(Report { result, cost: session.cost(), work_us, took: begun.elapsed() });
+        let _ = done.send(Report { result, cost, profile, took: begun.elapsed() });
     });
     thread.map_err(|error| format!("no thread for a session: {error}"))?;
     // The sender is dropped unused when the thread panics.

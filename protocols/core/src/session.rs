@@ -5,13 +5,12 @@
 //! mask is drawn twice and no frame is taken for another. A tag also carries a hash of the labels in force, so two parties
 //! that disagree about where they are find out at the next frame.
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
-use tercet_net::{PartyId, Transport};
+use tercet_net::{PartyId, Transport, Work, WorkProfile};
 use tercet_ring::{Element, Pool, pack};
 
 use crate::cost::split_deal;
+use crate::profile::Profiler;
 use crate::prss::{Drawn, PairSeeds, Prss};
 use crate::{Cost, Error, Result};
 
@@ -25,7 +24,7 @@ pub struct Session {
     path: Vec<&'static str>,
     label: String,
     rounds: u64,
-    work: [Duration; Work::COUNT],
+    profiler: Profiler,
 }
 
 /// A numbered step: the name of its frames and of its randomness.
@@ -43,39 +42,6 @@ pub struct Posted {
     payload: usize,
 }
 
-/// Kinds of work that a session tells apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// Ring matrix products.
-    Matmul,
-    /// Shared and own randomness.
-    Randomness,
-    /// Bit packing and unpacking.
-    Packing,
-    /// Handing frames to the links.
-    Sending,
-    /// Blocked on frames.
-    Waiting,
-}
-
-impl Work {
-    /// How many kinds there are.
-    pub const COUNT: usize = 5;
-    /// All kinds.
-    pub const ALL: [Work; Work::COUNT] = [Work::Matmul, Work::Randomness, Work::Packing, Work::Sending, Work::Waiting];
-
-    /// A word for tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Work::Matmul => "matmul",
-            Work::Randomness => "randomness",
-            Work::Packing => "packing",
-            Work::Sending => "sending",
-            Work::Waiting => "waiting",
-        }
-    }
-}
-
 impl Session {
     /// A session over `transport` with the seeds of this session alone: never pass the same seeds to two sessions.
     pub fn new(transport: Box<dyn Transport>, seeds: &PairSeeds, pool: Pool) -> Result<Session> {
@@ -84,8 +50,8 @@ impl Session {
         if !prss.complete(party) {
             return Err(Error::Misuse(format!("{party} lacks a pair seed")));
         }
-        let work = [Duration::ZERO; Work::COUNT];
-        Ok(Session { party, transport, prss, pool, steps: 0, path: Vec::new(), label: String::new(), rounds: 0, work })
+        let (path, label, profiler) = (Vec::new(), String::new(), Profiler::new());
+        Ok(Session { party, transport, prss, pool, steps: 0, path, label, rounds: 0, profiler })
     }
 
     /// Whose session this is.
@@ -121,30 +87,33 @@ impl Session {
         cost
     }
 
-    /// Time spent by kind of work. What a session does beyond these is other local work.
-    pub fn work(&self, kind: Work) -> Duration {
-        self.work[kind as usize]
+    /// Where the time went so far, by operation of the model and scope; its times add up to the session's own.
+    pub fn profile(&mut self) -> WorkProfile {
+        self.profiler.report()
     }
 
-    /// Runs `inner` under a label, which names steps in errors and tags.
+    /// Runs `inner` under a label, which names steps in errors and tags, and a place in the profile.
     pub fn scope<R>(&mut self, label: &'static str, inner: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
         self.path.push(label);
+        let outer = self.profiler.enter(label);
         let result = inner(self);
+        self.profiler.leave(outer);
         self.path.pop();
         result
     }
 
-    /// Names the operation of the model that runs now (`layer3/attention`), for errors.
+    /// Names the operation of the model that runs now (`layer3/attention`), for errors and the profile.
     pub fn set_label(&mut self, label: &str) {
         self.label.clear();
         self.label.push_str(label);
+        self.profiler.operation(label);
     }
 
-    /// Adds the time that `work` takes to its kind.
+    /// Counts the time that `work` takes as one of its kind, but for stretches within it that are timed as another.
     pub fn timed<R>(&mut self, kind: Work, work: impl FnOnce(&mut Session) -> R) -> R {
-        let start = Instant::now();
+        let outer = self.profiler.turn_to(kind);
         let result = work(self);
-        self.work[kind as usize] += start.elapsed();
+        self.profiler.turn_to(outer);
         result
     }
 
@@ -232,6 +201,7 @@ impl Session {
     pub fn post_bytes(&mut self, payload: Vec<u8>) -> Result<Posted> {
         let step = self.step();
         let posted = Posted { step, depth: self.rounds, payload: payload.len() };
+        self.profiler.exchange();
         if let Some(peer) = self.other_evaluator() {
             self.send_bytes(peer, step, payload.into())?;
         }
@@ -257,7 +227,9 @@ impl Session {
     }
 
     fn wait_frame(&mut self, posted: Posted) -> Result<Option<(PartyId, Step, Bytes)>> {
-        self.rounds = self.rounds.max(posted.depth + 1);
+        let rounds = self.rounds.max(posted.depth + 1);
+        self.profiler.rounds(rounds - self.rounds);
+        self.rounds = rounds;
         let Some(peer) = self.other_evaluator() else { return Ok(None) };
         let payload = self.receive_bytes(peer, posted.step)?;
         Ok(Some((peer, posted.step, payload)))
@@ -265,7 +237,8 @@ impl Session {
 
     /// Ends the session in good order: everything sent has left.
     pub fn finish(&mut self) -> Result<()> {
-        self.transport.flush().map_err(|source| Error::Transport { step: self.place(), source })
+        let flushed = self.timed(Work::Sending, |s| s.transport.flush());
+        flushed.map_err(|source| Error::Transport { step: self.place(), source })
     }
 
     /// Tells the peers that this session is over and why.
@@ -303,6 +276,7 @@ impl Session {
     }
 
     fn send_bytes(&mut self, to: PartyId, step: Step, payload: Bytes) -> Result<()> {
+        self.profiler.sent(to, payload.len());
         let sent = self.timed(Work::Sending, |s| s.transport.send(to, step.tag, payload));
         sent.map_err(|source| Error::Transport { step: self.place(), source })
     }
@@ -313,8 +287,10 @@ impl Session {
     }
 
     fn receive_bytes(&mut self, from: PartyId, step: Step) -> Result<Bytes> {
-        let received = self.timed(Work::Waiting, |s| s.transport.recv(from, step.tag));
-        received.map_err(|source| Error::Transport { step: self.place(), source })
+        let received = self.timed(Work::wait_for(from), |s| s.transport.recv(from, step.tag));
+        let payload = received.map_err(|source| Error::Transport { step: self.place(), source })?;
+        self.profiler.received(from, payload.len());
+        Ok(payload)
     }
 
     fn unpack<E: Element>(&mut self, from: PartyId, step: Step, bytes: &[u8], out: &mut [E], bits: u32) -> Result<()> {

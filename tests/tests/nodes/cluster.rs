@@ -271,6 +271,7 @@ impl Raw {
             model: MODEL.into(),
             digest: self.face.digest(),
             deadline_ms: 30_000,
+            profile: false,
             share: share.clone(),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tercet_model::Interface;
-use tercet_net::{ClientPolicy, Connection, Endpoint, InputShare, NetError};
+use tercet_net::{ClientPolicy, Connection, Endpoint, InputShare, NetError, Work, WorkEntry};
 use tercet_ring::pack;
 use tokio::task::JoinHandle;
 
@@ -126,7 +126,8 @@ fn scores(party: PartyId, share: &InputShare) -> NodeMessage {
     };
     let mut bytes = [[0; 3]; 3];
     bytes[party.index()][(party.index() + 1) % 3] = 100 + party.index() as u64;
-    NodeMessage::Output { share: OutputShare { planes }, usage: Usage { rounds: 3, bytes, ..Usage::default() } }
+    let usage = Usage { rounds: 3, bytes, ..Usage::default() };
+    NodeMessage::Output { share: OutputShare { planes }, usage, profile: None }
 }
 
 /// A well-behaved answer of a model with this face.
@@ -176,6 +177,52 @@ async fn copies_that_differ_are_not_asked_for_again() {
     let error = client.classify("small", IMAGES, &Options::default()).await.unwrap_err();
     assert!(matches!(error, Error::Disagreement { parties: [PartyId::P0, PartyId::P2], .. }), "{error}");
     assert_eq!(RUNS.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_profile_is_given_if_asked_for_and_makes_sense() {
+    type Lie = fn(PartyId, bool) -> Option<WorkProfile>;
+    fn of(parent: u32) -> WorkProfile {
+        let root = WorkEntry { wall_ns: [5; Work::COUNT], ..WorkEntry::default() };
+        WorkProfile {
+            changes: 3,
+            entries: vec![root, WorkEntry { name: "layer0/add".into(), parent, ..WorkEntry::default() }],
+        }
+    }
+    let honest: Lie = |_, asked| asked.then(|| of(0));
+    // What a node sends, and what the client says to it where it was asked and where it was not.
+    let lies: [(Lie, Option<&str>, Option<&str>); 4] = [
+        (honest, None, None),
+        (|party, asked| (asked || party == PartyId::P2).then(|| of(0)), None, Some("nobody asked for")),
+        (|party, asked| (asked && party != PartyId::P1).then(|| of(0)), Some("no profile"), None),
+        (|party, asked| asked.then(|| of(u32::from(party == PartyId::P0))), Some("before the one around it"), None),
+    ];
+    for (lie, asked, unasked) in lies {
+        let nodes = Nodes::start(move |party, message| {
+            let mut answer = good(&fixture::images(), 7, party, &message);
+            if let (NodeMessage::Output { profile, .. }, ClientMessage::Run { profile: asked, .. }) =
+                (&mut answer, message)
+            {
+                *profile = lie(party, asked);
+            }
+            Some(vec![answer])
+        });
+        let client = nodes.client().await.unwrap();
+        for (profile, complaint) in [(true, asked), (false, unasked)] {
+            let options = Options { profile, ..Options::default() };
+            match (client.classify("small", IMAGES, &options).await, complaint) {
+                (Ok(found), None) => {
+                    let expected = profile.then(|| [(); 3].map(|()| of(0)));
+                    assert!(found.usage.iter().all(|used| used.profiles == expected));
+                }
+                (Err(error), Some(words)) => {
+                    let protocol = matches!(error, Error::Node { error: NetError::Protocol { .. }, .. });
+                    assert!(protocol && error.to_string().contains(words), "{error}");
+                }
+                (found, complaint) => panic!("{found:?} where {complaint:?}"),
+            }
+        }
+    }
 }
 
 #[tokio::test]
