@@ -1,4 +1,4 @@
-//! Drawings for a [`crate::page::Page`]: stacked bars, lines and points over axes, and the shapes that they are made of.
+//! Drawings for a [`crate::page::Page`]: stacked bars, lines over axes, and the shapes that they are made of.
 
 use std::fmt::Write;
 
@@ -26,7 +26,7 @@ impl Drawing {
         let (series, tip) = (series % 8, escape(tip));
         let _ = writeln!(
             self.shapes,
-            "<rect class=\"cell s{series}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{w:.2}\" height=\"{h:.2}\" data-tip=\"{tip}\"/>"
+            "<rect class=\"s{series}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{w:.2}\" height=\"{h:.2}\" data-tip=\"{tip}\"/>"
         );
     }
 
@@ -62,7 +62,7 @@ impl Drawing {
         let (series, tip) = (series % 8, escape(tip));
         let _ = writeln!(
             self.shapes,
-            "<circle class=\"s{series}\" cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"4\" data-tip=\"{tip}\"/>"
+            "<circle class=\"s{series}\" cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"3\" data-tip=\"{tip}\"/>"
         );
     }
 
@@ -91,27 +91,33 @@ pub(crate) struct Bar {
     pub(crate) values: Vec<f64>,
 }
 
-/// Bars of stacked values on one scale, each with its sum behind it; `show` writes a value.
-pub(crate) fn stacked_bars(bars: &[Bar], series: &[&str], show: impl Fn(f64) -> String) -> String {
+impl Bar {
+    /// All its values together.
+    pub(crate) fn sum(&self) -> f64 {
+        self.values.iter().sum()
+    }
+}
+
+/// Bars of stacked values, each with its sum behind it. `full` is the sum that takes the whole width: give drawings that are
+/// to be compared the same. `show` writes a value.
+pub(crate) fn stacked_bars(bars: &[Bar], series: &[&str], full: f64, show: impl Fn(f64) -> String) -> String {
     const ROW: f64 = 18.0;
     let longest = bars.iter().map(|bar| bar.label.chars().count()).max().unwrap_or(0);
     let left = (LETTER * longest as f64 + 12.0).min(WIDTH / 3.0);
     let room = WIDTH - left - 90.0;
-    let sum = |bar: &Bar| bar.values.iter().sum::<f64>();
-    let most = bars.iter().map(sum).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
     let mut drawing = Drawing::new(ROW * bars.len() as f64 + 4.0);
     for (row, bar) in bars.iter().enumerate() {
         let y = ROW * row as f64 + 2.0;
         drawing.fitted(0.0, y + 12.0, left, "", &bar.label);
         let mut x = left;
         for (number, (value, name)) in bar.values.iter().zip(series).enumerate() {
-            let width = room * value / most;
+            let width = room * value / full.max(f64::MIN_POSITIVE);
             if width >= 0.05 {
                 drawing.cell([x, y, width, ROW - 4.0], number, &format!("{}\n{name}: {}", bar.label, show(*value)));
                 x += width;
             }
         }
-        drawing.text(x + 6.0, y + 12.0, "quiet", &show(sum(bar)));
+        drawing.text(x + 6.0, y + 12.0, "quiet", &show(bar.sum()));
     }
     drawing.finish()
 }
@@ -125,25 +131,15 @@ pub(crate) struct Axis<'a> {
     pub(crate) show: fn(f64) -> String,
 }
 
-/// How the points of a line are drawn.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stroke {
-    /// Points joined by a line.
-    Solid,
-    /// The same, dashed: for what was predicted, or a limit.
-    Dashed,
-    /// Points alone.
-    Points,
-}
-
 /// A series of a plot.
 pub(crate) struct Line {
     pub(crate) name: String,
-    pub(crate) stroke: Stroke,
+    /// For what was predicted, or a limit.
+    pub(crate) dashed: bool,
     pub(crate) points: Vec<[f64; 2]>,
 }
 
-/// Lines and points over two axes, and a legend above them. Values that an axis cannot show are left out.
+/// Lines through their points over two axes, and a legend above them. Values that an axis cannot show are left out.
 pub(crate) fn plot(lines: &[Line], x: &Axis<'_>, y: &Axis<'_>) -> String {
     const HEIGHT: f64 = 360.0;
     const LEFT: f64 = 80.0;
@@ -174,9 +170,7 @@ pub(crate) fn plot(lines: &[Line], x: &Axis<'_>, y: &Axis<'_>) -> String {
     for (series, line) in lines.iter().enumerate() {
         let points: Vec<[f64; 2]> = line.points.iter().filter(shown).copied().collect();
         let places: Vec<[f64; 2]> = points.iter().map(place).collect();
-        if line.stroke != Stroke::Points {
-            drawing.polyline(&places, series, line.stroke == Stroke::Dashed);
-        }
+        drawing.polyline(&places, series, line.dashed);
         for (point, at) in points.iter().zip(places) {
             let tip =
                 format!("{}\n{}: {}\n{}: {}", line.name, x.label, (x.show)(point[0]), y.label, (y.show)(point[1]));
@@ -245,7 +239,8 @@ mod tests {
     #[test]
     fn bars_take_their_share_of_the_width() {
         let bar = |label: &str, values: [f64; 2]| Bar { label: label.into(), values: values.into() };
-        let drawn = stacked_bars(&[bar("a", [1.0, 3.0]), bar("<b>", [2.0, 0.0])], &["x", "y"], |v| format!("{v} s"));
+        let drawn =
+            stacked_bars(&[bar("a", [1.0, 3.0]), bar("<b>", [2.0, 0.0])], &["x", "y"], 4.0, |v| format!("{v} s"));
         let widths: Vec<f64> =
             drawn.split(" width=\"").skip(1).map(|t| t.split('"').next().unwrap().parse().unwrap()).collect();
         assert_eq!(widths.len(), 3, "what is nothing is not drawn");
@@ -257,9 +252,9 @@ mod tests {
     fn a_plot_leaves_out_what_it_cannot_show() {
         let axis = |logarithmic| Axis { label: "rows", logarithmic, show: |v| format!("{v}") };
         let points = vec![[1.0, 2.0], [10.0, 20.0], [0.0, 3.0], [5.0, f64::NAN]];
-        let line = |stroke| Line { name: "it".into(), stroke, points: points.clone() };
-        let drawn = plot(&[line(Stroke::Solid), line(Stroke::Points)], &axis(true), &axis(false));
-        assert_eq!((drawn.matches("<circle").count(), drawn.matches("<polyline").count()), (4, 1));
+        let line = |dashed| Line { name: "it".into(), dashed, points: points.clone() };
+        let drawn = plot(&[line(false), line(true)], &axis(true), &axis(false));
+        assert_eq!((drawn.matches("<circle").count(), drawn.matches("<polyline").count()), (4, 2));
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"));
         plot(&[], &axis(false), &axis(true));
     }

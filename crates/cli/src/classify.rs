@@ -39,6 +39,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         client.close().await;
         anyhow::Ok((found?, face?.labels().to_vec()))
     })?;
+    request.write_flame(&found.usage)?;
     if request.json {
         let classes = found.classes.iter().map(|class| json!({ "label": class.label, "scores": class.scores }));
         let classes: Vec<_> = classes.collect();

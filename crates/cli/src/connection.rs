@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use tercet_client::{Client, ClientConfig, Identity, LinkProfile, NodeAddress, Options, RequestUsage};
+use tercet_client::{Client, ClientConfig, Identity, LinkProfile, NodeAddress, Options, RequestUsage, Work};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::flame;
 use crate::screen::{bytes, time};
 
 /// The file of a client (TOML): its key file, and the cards of the three nodes.
@@ -80,6 +81,9 @@ pub(crate) struct RequestArgs {
     /// How long to wait for the answer, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86400))]
     deadline: u64,
+    /// Ask the nodes where the time went, and write a page (HTML) of it to this file.
+    #[arg(long, value_name = "FILE")]
+    flame: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -97,8 +101,14 @@ impl RequestArgs {
             deadline: Duration::from_secs(self.deadline),
             bucket: self.bucket.map(|tokens| tokens as usize),
             max_batch: self.max_batch as usize,
+            profile: self.flame.is_some(),
             ..Options::default()
         }
+    }
+
+    /// Writes the page of where the time went, if one is wanted.
+    pub(crate) fn write_flame(&self, usage: &[RequestUsage]) -> Result<()> {
+        self.flame.as_ref().map_or(Ok(()), |path| flame::write(path, &self.model, usage))
     }
 }
 
@@ -117,7 +127,7 @@ pub(crate) async fn interrupted() -> Result<()> {
     bail!("interrupted")
 }
 
-/// Requests as JSON.
+/// Requests as JSON; `profiles` is null where nobody asked for them, and every list by kind of work in the order of `work`.
 pub(crate) fn usage_json(usage: &[RequestUsage]) -> serde_json::Value {
     let one = |used: &RequestUsage| {
         serde_json::json!({
@@ -126,6 +136,7 @@ pub(crate) fn usage_json(usage: &[RequestUsage]) -> serde_json::Value {
             "client_sent": used.sent, "client_received": used.received,
             "session_ms": used.session.as_millis() as u64, "queued_ms": used.queued.as_millis() as u64,
             "elapsed_ms": used.elapsed.as_millis() as u64, "work_us": used.work_us,
+            "work": Work::ALL.map(Work::name), "profiles": used.profiles,
         })
     };
     usage.iter().map(one).collect()

@@ -11,13 +11,14 @@ mod sentences;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use tercet_client::{Options, RequestUsage};
 use tercet_engine::{ModelShare, Profile};
 use tercet_model::{Model, OracleInput};
 
 use crate::cluster::{Cluster, Setup};
 use crate::connection::{interrupted, runtime};
-use crate::owner;
 use crate::screen::{say, start_log};
+use crate::{flame, owner};
 
 /// Show it all on this machine: three nodes, a shared model, secret inputs, private answers.
 #[derive(clap::Args)]
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// Keep keys, configurations, shares and logs in this directory, as an example of all files.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Write a page (HTML) of where the nodes' time went to this file.
+    #[arg(long, value_name = "FILE")]
+    flame: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -88,6 +92,18 @@ async fn show(args: &Args, dir: &Path) -> Result<()> {
         "digits" => images::show(args, dir).await,
         "minilm" => sentences::show(args, dir).await,
         other => bail!("no demonstration of {other}; there are digits and minilm"),
+    }
+}
+
+impl Args {
+    /// The same options, and whether the nodes are asked where their time goes.
+    fn with_flame(&self, options: Options) -> Options {
+        Options { profile: self.flame.is_some(), ..options }
+    }
+
+    /// Writes the page of where the time went, if one is wanted.
+    fn write_flame(&self, usage: &[RequestUsage]) -> Result<()> {
+        self.flame.as_ref().map_or(Ok(()), |path| flame::write(path, &self.model, usage))
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         client.close().await;
         anyhow::Ok(found?)
     })?;
+    request.write_flame(&found.usage)?;
     let similar = similarities(&found.vectors);
     if request.json {
         let numbers =

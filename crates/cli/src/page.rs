@@ -93,18 +93,18 @@ const STYLE: &str = "
 :root { color-scheme: light dark; --back: #fff; --fore: #1c1e21; --quiet: #667; --rule: #dde0e4;
   --s0: #4a86c5; --s1: #e0605e; --s2: #3f9d5f; --s3: #d9ab2b; --s4: #45b3c9; --s5: #b9a3cf; --s6: #c3c7cd; --s7: #9a5b2f }
 @media (prefers-color-scheme: dark) { :root { --back: #16181c; --fore: #e4e6ea; --quiet: #9aa0aa; --rule: #34383f;
-  --s0: #5b97d8; --s1: #e36f6c; --s2: #4fb273; --s3: #d8b04a; --s4: #54bdd2; --s5: #74628a; --s6: #565b64; --s7: #b87a4c } }
+  --s0: #5b97d8; --s1: #e36f6c; --s2: #4fb273; --s3: #d8b04a; --s4: #54bdd2; --s5: #9a86b3; --s6: #838994; --s7: #b87a4c } }
 body { margin: 2rem auto; max-width: 75rem; padding: 0 1rem; background: var(--back); color: var(--fore);
   font: 15px/1.45 system-ui, sans-serif }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin-bottom: .3rem }
 p { max-width: 60rem } li { margin-bottom: .5rem; max-width: 60rem } figure { margin: .6rem 0 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .8rem .15rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }
+td, th { padding: .15rem .55rem .15rem 0; font-size: 14px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }
 td:first-child, th:first-child { text-align: left } th { color: var(--quiet); font-weight: 600 }
 svg { width: 100%; height: auto; display: block; font: 11px system-ui, sans-serif }
 svg text { fill: var(--fore) } svg .quiet { fill: var(--quiet) } svg .inside { fill: #111; pointer-events: none }
 svg .end { text-anchor: end } svg .middle { text-anchor: middle }
-svg .rule { stroke: var(--rule); stroke-width: 1 } svg rect.cell { stroke: var(--back); stroke-width: .6 }
+svg .rule { stroke: var(--rule); stroke-width: 1 }
 svg polyline { fill: none; stroke-width: 1.8 } svg .dashed { stroke-dasharray: 5 4 }
 .s0 { fill: var(--s0) } .s1 { fill: var(--s1) } .s2 { fill: var(--s2) } .s3 { fill: var(--s3) }
 .s4 { fill: var(--s4) } .s5 { fill: var(--s5) } .s6 { fill: var(--s6) } .s7 { fill: var(--s7) }

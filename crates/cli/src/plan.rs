@@ -33,8 +33,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// How operations are grouped.
 #[derive(Clone, Copy, ValueEnum)]
-enum By {
+pub(crate) enum By {
     /// The same operation of all layers together.
     Kind,
     /// All operations of a layer together.
@@ -112,7 +113,8 @@ fn grouped(plan: &Plan, by: By) -> Vec<(String, Cost)> {
     groups
 }
 
-fn group(name: &str, by: By) -> String {
+/// The group of an operation of the model.
+pub(crate) fn group(name: &str, by: By) -> String {
     let layer = name.split_once('/').filter(|(head, _)| {
         head.strip_prefix("layer").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     });

@@ -35,12 +35,13 @@ pub(super) async fn show(args: &Args, dir: &Path) -> Result<()> {
     let client = stage.cluster.client(stage.name).await?;
     let images: Vec<&[f32]> = test.iter().map(|digit| &digit.pixels[..]).collect();
     // The first request of all pays for connections and pages that later ones find.
-    let options = Options { max_batch: 20, ..Options::default() };
+    let options = args.with_flame(Options { max_batch: 20, ..Options::default() });
     client.classify(stage.name, Inputs::Images(&images[..1]), &options).await?;
 
     let begun = Instant::now();
     let found = client.classify(stage.name, Inputs::Images(&images), &options).await?;
     let elapsed = begun.elapsed();
+    args.write_flame(&found.usage)?;
     let bill = Bill::of(&client, elapsed, test.len(), found.usage.clone()).await?;
     client.close().await;
 

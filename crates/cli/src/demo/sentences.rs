@@ -36,12 +36,13 @@ pub(super) async fn show(args: &Args, dir: &Path) -> Result<()> {
 
     let mut stage = Stage::set(args, dir, model, "minilm", Vec::new()).await?;
     let client = stage.cluster.client(stage.name).await?;
-    let options = Options::default();
+    let options = args.with_flame(Options::default());
     client.embed(stage.name, &texts[..1], &options).await?;
 
     let begun = Instant::now();
     let found = client.embed(stage.name, &texts, &options).await?;
     let elapsed = begun.elapsed();
+    args.write_flame(&found.usage)?;
     let bill = Bill::of(&client, elapsed, texts.len(), found.usage.clone()).await?;
     client.close().await;
 
