@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use tercet_benches::limit::{Home, Limit};
 use tercet_benches::{Ledger, criterion};
 use tercet_ring::matmul::batched_matmul;
-use tercet_ring::{Element, Pool, Prg, Seed, dpf, fixed, onehot, pack};
+use tercet_ring::{Element, Pool, Prg, Seed, dpf, fixed, onehot, pack, subset};
 
 /// Rows of the vocabulary that a private lookup runs over.
 const VOCABULARY: usize = 30_522;
@@ -99,18 +99,40 @@ fn one_hots<E: Element>(c: &mut Criterion, ledger: &mut Ledger) {
     }
 }
 
-fn lookup<E: Element>(c: &mut Criterion) {
-    let mut group = c.benchmark_group(format!("dpf/u{}", E::BITS));
+fn keys(c: &mut Criterion) {
+    let mut group = c.benchmark_group("dpf");
     let seed = Seed::from_bytes([5; 32]);
-    group.bench_function("generate/15", |bench| {
-        bench.iter(|| dpf::generate::<E>(&seed, 15, black_box(12_345), E::BITS));
-    });
-    let (key, _) = dpf::generate::<E>(&seed, 15, 12_345, E::BITS);
+    group.bench_function("generate/15", |bench| bench.iter(|| dpf::generate(&seed, 15, black_box(12_345))));
+    let key = dpf::generate(&seed, 15, 12_345).first;
+    let mut words = vec![0; VOCABULARY.div_ceil(64)];
     group.throughput(Throughput::Elements(VOCABULARY as u64));
-    group.bench_function(BenchmarkId::new("eval_all", VOCABULARY), |bench| {
-        bench.iter(|| key.eval_all::<E>(black_box(VOCABULARY)));
+    group.bench_function(BenchmarkId::new("expand", VOCABULARY), |bench| {
+        bench.iter(|| key.expand(black_box(VOCABULARY), &mut words));
     });
     group.finish();
+}
+
+/// Sums of random subsets of a table of MiniLM's size, held against one read of the table; a product of the same shape stands
+/// beside them.
+fn subsets<E: Element>(c: &mut Criterion, ledger: &mut Ledger) {
+    const WIDTH: usize = 384;
+    let pool = Pool::new(1);
+    let table = random::<E>(1, VOCABULARY * WIDTH);
+    let limit = Limit::Copy { bytes: size_of_val(&table[..]) as f64, home: Home::Memory };
+    for count in [1, 8, 32, 128] {
+        let subsets = random::<u64>(2, count * VOCABULARY.div_ceil(64));
+        let mut out = vec![E::ZERO; count * WIDTH];
+        let (shape, id) = ([count, VOCABULARY, WIDTH], format!("u{} {count}", E::BITS));
+        ledger.bench(c, "subset/sums", &id, limit, || {
+            subset::sums(&pool, black_box(&subsets), black_box(&table), black_box(&mut out), shape, false);
+        });
+        let lanes = random::<E>(3, count * VOCABULARY);
+        ledger.bench(c, "subset/product", &id, limit, || {
+            let [m, k, n] = shape;
+            let (lanes, table) = (black_box(&lanes), black_box(&table));
+            batched_matmul(&pool, 1, lanes, table, black_box(&mut out), m, k, n, false);
+        });
+    }
 }
 
 fn encoding(c: &mut Criterion, ledger: &mut Ledger) {
@@ -130,8 +152,9 @@ fn main() {
     packing::<u64>(&mut c, &mut ledger, &[1, 7, 16, 20, 33, 44, 48, 56, 57, 58, 63]);
     one_hots::<u32>(&mut c, &mut ledger);
     one_hots::<u64>(&mut c, &mut ledger);
-    lookup::<u32>(&mut c);
-    lookup::<u64>(&mut c);
+    keys(&mut c);
+    subsets::<u32>(&mut c, &mut ledger);
+    subsets::<u64>(&mut c, &mut ledger);
     encoding(&mut c, &mut ledger);
     c.final_summary();
     ledger.print();

@@ -6,6 +6,7 @@ mod suite {
     mod cost;
     mod headroom;
     mod models;
+    mod requests;
     mod secrecy;
     mod sharing;
 }

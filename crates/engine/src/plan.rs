@@ -93,18 +93,13 @@ fn client_bytes(manifest: &Manifest, geometry: Geometry, output_ring: u32, outpu
     let interface = manifest.interface()?;
     let rows = geometry.batch * geometry.rows;
     let masks = packed_len(rows, interface.score_ring) + packed_len(rows, interface.wide);
-    let (matrix, keys) = match interface.rows {
-        RowInput::Matrix { width, .. } => (packed_len(rows * width, interface.wide), 0),
-        RowInput::Lookup { domain_bits, .. } => {
-            let key = if interface.wide == 32 {
-                dpf::key_len::<u32>(domain_bits, 32)
-            } else {
-                dpf::key_len::<u64>(domain_bits, 64)
-            };
-            (0, 2 * rows * key)
-        }
+    // Of rows that are looked up the signs are shared, and an evaluator holds a key of either pair, the helper of one.
+    let (width, keys) = match interface.rows {
+        RowInput::Matrix { width, .. } => (width, 0),
+        RowInput::Lookup { domain_bits, .. } => (tercet_helper::lookup::PAIRS, rows * dpf::key_len(domain_bits)),
     };
-    let (evaluator, helper) = ((masks + matrix + keys + 32) as u64, (keys + 64) as u64);
+    let masks = masks + packed_len(rows * width, interface.wide);
+    let (evaluator, helper) = ((masks + 2 * keys + 32) as u64, (keys + 64) as u64);
     let back = 2 * packed_len(outputs, output_ring) as u64;
     Ok([[helper, evaluator, evaluator], [back; 3]])
 }

@@ -1,7 +1,7 @@
 //! A client's input, parsed once at the door, and its output.
 
 use tercet_core::{Error, Geometry, Result, Session};
-use tercet_helper::lookup::Keys;
+use tercet_helper::lookup::{Keys, PAIRS};
 use tercet_helper::suite::{HelperSuite, Input, InputRows, Weights};
 use tercet_helper::{Masked, open};
 use tercet_model::{Interface, RowInput};
@@ -30,6 +30,9 @@ pub fn parse(party: PartyId, manifest: &Manifest, interface: &Interface, share: 
     }
 }
 
+/// Tensors of an input: those of [`Stream`].
+const STREAMS: usize = 3;
+
 struct Reader<'a> {
     party: PartyId,
     interface: &'a Interface,
@@ -40,8 +43,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn read<E: Element>(&self) -> Result<Input<E>> {
         let Geometry { batch, rows } = self.geometry;
-        let streams = if matches!(self.interface.rows, RowInput::Matrix { .. }) { 3 } else { 2 };
-        let expected = if self.party == PartyId::P0 { 0 } else { streams };
+        let expected = if self.party == PartyId::P0 { 0 } else { STREAMS };
         if self.share.masked.len() != expected {
             return Err(bad(format!("{} masked tensors where {expected} are due", self.share.masked.len())));
         }
@@ -79,17 +81,23 @@ impl Reader<'_> {
         Ok(Masked::new(self.party, ring, planes.map(|plane| Tensor::new(shape, plane))))
     }
 
-    fn keys<E: Element>(&self, domain_bits: u32) -> Result<Keys> {
+    fn keys<E: Element>(&self, domain_bits: u32) -> Result<Keys<E>> {
         let count = self.geometry.batch * self.geometry.rows;
-        let len = dpf::key_len::<E>(domain_bits, self.interface.wide);
-        let plane = |bytes: &Vec<u8>| {
-            if bytes.len() != count * len {
-                return Err(bad(format!("{} bytes of lookup keys where {} are due", bytes.len(), count * len)));
+        let len = dpf::key_len(domain_bits);
+        let keys = |bytes: &[u8], side: Option<dpf::Side>| {
+            let expected = side.map_or(0, |_| count * len);
+            if bytes.len() != expected {
+                return Err(bad(format!("{} bytes of lookup keys where {expected} are due", bytes.len())));
             }
-            let key = |b: &[u8]| dpf::Key::from_bytes::<E>(b, domain_bits, self.interface.wide);
-            bytes.chunks(len).map(|b| key(b).map_err(|e| bad(e.to_string()))).collect()
+            let key = |side| move |b| dpf::Key::from_bytes(b, domain_bits, side).map_err(|e| bad(e.to_string()));
+            side.map_or(Ok(Vec::new()), |side| bytes.chunks(len).map(key(side)).collect())
         };
-        Ok(Keys { planes: [plane(&self.share.keys[0])?, plane(&self.share.keys[1])?] })
+        let [value, mask] = &self.share.keys;
+        Ok(Keys {
+            value: keys(value, Keys::<E>::value_side(self.party))?,
+            mask: keys(mask, Some(Keys::<E>::mask_side(self.party)))?,
+            signs: self.masked::<E>(Stream::Rows, &[count, PAIRS], self.interface.wide)?,
+        })
     }
 }
 
@@ -165,12 +173,13 @@ fn join<E: Element>(mut inputs: Vec<Input<E>>) -> Option<Input<E>> {
     let batch = key_bias.len() / rows.max(1);
     let weights: Vec<Masked<E>> = inputs.iter().map(|i| i.row_weight.clone()).collect();
     let row_weight = stack(&weights, rows);
-    let (mut keys, mut matrices): ([Vec<dpf::Key>; 2], Vec<Masked<E>>) = Default::default();
+    let (mut value, mut mask, mut signs, mut matrices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for input in inputs {
         match input.rows {
-            InputRows::Lookup(Keys { planes: [first, second] }) => {
-                keys[0].extend(first);
-                keys[1].extend(second);
+            InputRows::Lookup(keys) => {
+                value.extend(keys.value);
+                mask.extend(keys.mask);
+                signs.push(keys.signs);
             }
             InputRows::Matrix(matrix) => matrices.push(matrix),
         }
@@ -179,7 +188,7 @@ fn join<E: Element>(mut inputs: Vec<Input<E>>) -> Option<Input<E>> {
         let width = first.shape()[1];
         InputRows::Matrix(stack(&matrices, width))
     } else {
-        InputRows::Lookup(Keys { planes: keys })
+        InputRows::Lookup(Keys { value, mask, signs: stack(&signs, PAIRS) })
     };
     Some(Input { rows: rows_of, key_bias: key_bias.reshape([batch, rows]), row_weight })
 }

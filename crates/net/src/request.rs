@@ -17,7 +17,8 @@ pub struct InputShare {
     pub second_seed: Option<[u8; 32]>,
     /// Masked values, packed, of the streams of [`Stream`] in order; empty at P0.
     pub masked: Vec<Vec<u8>>,
-    /// Lookup keys for each of the party's two planes of the table, end to end; empty where rows are shared instead.
+    /// Lookup keys, end to end: those of the pairs into the table's masked values (none at P0), then those of the pairs into
+    /// its masks. Empty where rows are shared instead.
     pub keys: [Vec<u8>; 2],
 }
 
@@ -28,7 +29,8 @@ pub enum Stream {
     KeyBias,
     /// `[batch, rows]` in the wide ring: one, or zero where a row is padding.
     RowWeight,
-    /// `[batch * rows, width]` in the wide ring: the rows themselves, where they are not looked up.
+    /// In the wide ring: `[batch * rows, width]`, the rows themselves; or, where they are looked up, `[batch * rows, 2]`, the
+    /// signs of the keys of each row.
     Rows,
 }
 

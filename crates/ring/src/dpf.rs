@@ -1,20 +1,31 @@
-//! Distributed point functions: a one-hot vector, additively shared between two parties, in a few hundred bytes.
+//! Distributed point functions: a one-hot vector of bits, shared between two parties in a few hundred bytes.
 //!
 //! The tree construction of Boyle, Gilboa and Ishai, *Function Secret Sharing: Improvements and Extensions* (CCS 2016),
-//! with payload 1 and early termination: a leaf of the tree is one cipher block, cut into as many lanes as it holds. A
-//! single key is pseudorandom and hides the index; both keys together reveal it.
+//! with a payload of one bit and early termination: a leaf of the tree is one cipher block, which is 128 positions. Both
+//! keys expand to bit vectors that differ at the index and nowhere else. A single key is pseudorandom and hides the
+//! index; both keys together reveal it.
 //!
 //! The length-doubling generator is `s -> AES_L(s) ^ s, AES_R(s) ^ s` and the leaf's `s -> AES_V(s) ^ s`
 //! (Matyas-Meyer-Oseas) under three fixed public keys, secure with AES as an ideal cipher. A node of the tree is a block
 //! whose lowest bit is the control bit; the generator sees the other 127.
+//!
+//! Sums over the positions of either key's bits differ by the value at the index, up to a *sign*: which of the two keys has
+//! the 1 there. It is as secret as the index (a party that knew it would know its own bit at the index), a fair coin
+//! whatever the index, and [`generate`] tells it to whoever made the keys.
+
+use std::sync::OnceLock;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::cipher::{BLOCK, Cipher};
-use crate::{Element, Prg, Seed, pack, simd};
+use crate::{Prg, Seed};
 
 /// Bytes of a level's correction: a block and the control bit of the right child.
 const LEVEL: usize = BLOCK + 1;
+/// Levels that a leaf replaces: it has as many positions as a block has bits.
+const LEAF_BITS: u32 = 7;
+/// Words of a leaf.
+const LEAF_WORDS: usize = BLOCK / 8;
 /// Nodes expanded at a time, so that they stay in the first cache.
 const BATCH: usize = 128;
 /// The widest domain.
@@ -23,7 +34,7 @@ const MAX_DOMAIN_BITS: u32 = 40;
 /// Bytes that are no key: the fault of whoever sent them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not the length of a key for this domain and ring.
+    /// Not the length of a key for this domain.
     #[error("a lookup key of {found} bytes where {expected} are due")]
     Length {
         /// Bytes of a key.
@@ -31,22 +42,32 @@ pub enum KeyError {
         /// Bytes that were there.
         found: usize,
     },
-    /// A flag byte that is neither 0 nor 1.
-    #[error("a lookup key with a flag that is neither 0 nor 1")]
-    Flag,
+    /// The other key of a pair than the one that is due.
+    #[error("the other lookup key of a pair than the one that is due")]
+    Side,
+    /// A control bit that is neither 0 nor 1.
+    #[error("a lookup key with a control bit that is neither 0 nor 1")]
+    Control,
 }
 
-/// One party's key: its share of the vector that is 1 at a secret index and 0 elsewhere.
+/// Which of the two keys of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one whose control bit is 0 at the root.
+    First,
+    /// The other.
+    Second,
+}
+
+/// One party's key: its share of the bit vector that is 1 at a secret index and 0 elsewhere.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Key {
     domain_bits: u32,
-    ring_bits: u32,
-    lane_bits: u32,
-    party: u8,
+    /// Its control bit says which key it is.
     root: u128,
     levels: Vec<Correction>,
-    /// Correction of the leaf, one lane each.
-    last: Vec<u64>,
+    /// Correction of the leaf.
+    last: u128,
 }
 
 /// What a node with control bit 1 adds to its children.
@@ -65,33 +86,39 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// Bytes of a key for a domain of `2^domain_bits` and outputs in `Z_2^ring_bits` on lanes of type `E`.
-pub fn key_len<E: Element>(domain_bits: u32, ring_bits: u32) -> usize {
-    let depth = depth::<E>(domain_bits) as usize;
-    1 + BLOCK + depth * LEVEL + pack::packed_len(lanes::<E>(), ring_bits)
+/// Both keys of a one-hot vector, and what only their maker knows.
+pub struct Pair {
+    /// The key of one party.
+    pub first: Key,
+    /// The key of the other.
+    pub second: Key,
+    /// The first key's bit at the index less the second's: 1 or -1, each as likely as the other.
+    pub sign: i64,
 }
 
-/// Makes the two keys of the one-hot vector of `index` over `2^domain_bits` positions, in `Z_2^ring_bits`.
+/// Bytes of a key for a domain of `2^domain_bits`.
+pub fn key_len(domain_bits: u32) -> usize {
+    BLOCK + depth(domain_bits) as usize * LEVEL + BLOCK
+}
+
+/// Makes the two keys of the one-hot vector of `index` over `2^domain_bits` positions.
 ///
 /// `seed` is the client's randomness and must serve for this one call. The index is secret: time and memory accesses do
 /// not depend on it.
 ///
 /// # Panics
-/// Where the index lies outside the domain, the domain is wider than 40 bits, or the ring is wider than the lane.
-pub fn generate<E: Element>(seed: &Seed, domain_bits: u32, index: usize, ring_bits: u32) -> (Key, Key) {
+/// Where the index lies outside the domain, or the domain is wider than 40 bits.
+pub fn generate(seed: &Seed, domain_bits: u32, index: usize) -> Pair {
     assert!(domain_bits <= MAX_DOMAIN_BITS, "a domain of {domain_bits} bits");
-    assert!((1..=E::BITS).contains(&ring_bits), "a ring of {ring_bits} bits in a lane of {}", E::BITS);
     assert!(index >> domain_bits == 0, "the index lies outside the domain");
-    let mut roots = [0u64; 4];
-    Prg::new(seed).fill(0, 0, &mut roots);
-    let [r0, r1] = [0, 2].map(|i| u128::from(roots[i]) << 64 | u128::from(roots[i + 1]));
-    roots.zeroize();
+    let mut words = [0u64; 4];
+    Prg::new(seed).fill(0, 0, &mut words);
     // The control bits of the two roots differ: on the path to the index they always will.
-    let mut nodes = [r0 & !1, r1 | 1];
-    let ciphers = Ciphers::new();
-    let depth = depth::<E>(domain_bits);
-    let leaf_bits = domain_bits - depth;
-    let levels: Vec<Correction> = (0..depth)
+    let roots = [joined([words[0], words[1]]) & !1, joined([words[2], words[3]]) | 1];
+    words.zeroize();
+    let ciphers = Ciphers::get();
+    let mut nodes = roots;
+    let levels: Vec<Correction> = (0..depth(domain_bits))
         .map(|level| {
             let bit = (index >> (domain_bits - 1 - level)) as u128 & 1;
             let [x, y] = nodes.map(|s| ciphers.children(s));
@@ -107,40 +134,30 @@ pub fn generate<E: Element>(seed: &Seed, domain_bits: u32, index: usize, ring_bi
             correction
         })
         .collect();
-    let at = index & ((1 << leaf_bits) - 1);
-    let [x, y] = nodes.map(|s| lanes_of::<E>(ciphers.value(s)));
-    let negate = E::from_u64((nodes[1] & 1) as u64).mul(E::mask(E::BITS));
-    let last: Vec<u64> = (0..lanes::<E>())
-        .map(|j| {
-            // An equality of secrets as arithmetic: 1 where `j` is the place of the index in its leaf.
-            let difference = (j ^ at) as u64;
-            let hit = E::from_u64(1 ^ ((difference | difference.wrapping_neg()) >> 63));
-            let value = hit.sub(x[j]).add(y[j]);
-            (value ^ negate).sub(negate).low(ring_bits).to_u64()
-        })
-        .collect();
-    let key = |party: u8, root| Key {
-        domain_bits,
-        ring_bits,
-        lane_bits: E::BITS,
-        party,
-        root,
-        levels: levels.clone(),
-        last: last.clone(),
-    };
-    (key(0, r0 & !1), key(1, r1 | 1))
+    let values = nodes.map(|s| ciphers.value(s));
+    let last = values[0] ^ values[1] ^ one_hot(index);
+    let leaf = values[0] ^ (control(nodes[0]) & last);
+    let sign = 2 * bit_at(leaf, index) - 1;
+    let key = |root| Key { domain_bits, root, levels: levels.clone(), last };
+    Pair { first: key(roots[0]), second: key(roots[1]), sign }
 }
 
 impl Key {
-    /// This party's additive share, modulo `2^ring_bits`, of the one-hot vector's first `rows` positions.
+    /// Which key of its pair this is.
+    pub fn side(&self) -> Side {
+        if self.root & 1 == 0 { Side::First } else { Side::Second }
+    }
+
+    /// Writes this party's share of the one-hot vector's first `rows` positions: position `i` is bit `i % 64` of word
+    /// `i / 64`, and bits beyond the last position are 0. About three cipher blocks for 128 positions.
     ///
     /// # Panics
-    /// Where `rows` exceeds the domain or the key was made for another lane.
-    pub fn eval_all<E: Element>(&self, rows: usize) -> Vec<E> {
-        assert_eq!(E::BITS, self.lane_bits, "a key for another lane");
+    /// Where `rows` exceeds the domain or `out` has not `rows / 64` words, rounded up.
+    pub fn expand(&self, rows: usize, out: &mut [u64]) {
         assert!(rows.saturating_sub(1) >> self.domain_bits == 0, "{rows} rows in a domain of 2^{}", self.domain_bits);
-        let leaves = rows.div_ceil(lanes::<E>());
-        let ciphers = Ciphers::new();
+        assert_eq!(out.len(), rows.div_ceil(64), "words for {rows} rows");
+        let leaves = out.len().div_ceil(LEAF_WORDS);
+        let ciphers = Ciphers::get();
         let mut nodes = vec![self.root];
         for (level, correction) in self.levels.iter().enumerate() {
             // Only the nodes above the first `rows` positions.
@@ -148,52 +165,41 @@ impl Key {
             nodes = ciphers.expand(&nodes, correction, wanted);
         }
         nodes.truncate(leaves);
-        let last: Vec<E> = self.last.iter().map(|&v| E::from_u64(v)).collect();
-        let negate = E::from_u64(u64::from(self.party)).mul(E::mask(E::BITS));
-        let mut out = vec![E::ZERO; leaves * lanes::<E>()];
         let mut values = [0; BATCH];
-        for (batch, out) in nodes.chunks(BATCH).zip(out.chunks_mut(BATCH * lanes::<E>())) {
+        for (batch, out) in nodes.chunks(BATCH).zip(out.chunks_mut(BATCH * LEAF_WORDS)) {
             let values = &mut values[..batch.len()];
             ciphers.value.feed_forward(batch, values);
-            simd::run!(|| {
-                let values = bytemuck::cast_slice::<u128, E>(values).chunks_exact(lanes::<E>());
-                for ((out, values), &node) in out.chunks_exact_mut(lanes::<E>()).zip(values).zip(batch) {
-                    let on = E::from_u64((node & 1) as u64).mul(E::mask(E::BITS));
-                    for ((out, &v), &c) in out.iter_mut().zip(values).zip(&last) {
-                        *out = (v.add(c & on) ^ negate).sub(negate);
-                    }
-                }
-            });
+            for ((value, &node), out) in values.iter().zip(batch).zip(out.chunks_mut(LEAF_WORDS)) {
+                out.copy_from_slice(&halves(value ^ (control(node) & self.last))[..out.len()]);
+            }
         }
-        out.truncate(rows);
-        out
+        if let Some(last) = out.last_mut().filter(|_| rows % 64 != 0) {
+            *last &= (1 << (rows % 64)) - 1;
+        }
     }
 
-    /// The key as it travels: party, root, corrections of the levels, correction of the leaf.
+    /// The key as it travels: root, corrections of the levels, correction of the leaf.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = vec![self.party];
-        out.extend_from_slice(&self.root.to_le_bytes());
+        let mut out = self.root.to_le_bytes().to_vec();
         for level in &self.levels {
             out.extend_from_slice(&level.left.to_le_bytes());
             out.push(level.right);
         }
-        pack::pack(&self.last, self.ring_bits, &mut out);
+        out.extend_from_slice(&self.last.to_le_bytes());
         out
     }
 
-    /// The key from its bytes, for a domain, ring and lane that are agreed beforehand.
+    /// The key from its bytes, for a domain and a side that are agreed beforehand.
     ///
     /// # Errors
     /// Where the bytes are no key of that kind.
-    pub fn from_bytes<E: Element>(bytes: &[u8], domain_bits: u32, ring_bits: u32) -> Result<Key, KeyError> {
-        let expected = key_len::<E>(domain_bits, ring_bits);
-        let wrong = KeyError::Length { expected, found: bytes.len() };
-        if bytes.len() != expected {
+    pub fn from_bytes(bytes: &[u8], domain_bits: u32, side: Side) -> Result<Key, KeyError> {
+        let wrong = KeyError::Length { expected: key_len(domain_bits), found: bytes.len() };
+        if bytes.len() != key_len(domain_bits) {
             return Err(wrong);
         }
-        let (party, rest) = bytes.split_first().ok_or(wrong)?;
-        let (root, rest) = rest.split_first_chunk::<BLOCK>().ok_or(wrong)?;
-        let (levels, rest) = rest.split_at(depth::<E>(domain_bits) as usize * LEVEL);
+        let (root, rest) = bytes.split_first_chunk::<BLOCK>().ok_or(wrong)?;
+        let (levels, last) = rest.split_last_chunk::<BLOCK>().ok_or(wrong)?;
         let levels: Vec<Correction> = levels
             .as_chunks::<LEVEL>()
             .0
@@ -203,13 +209,11 @@ impl Key {
                 Correction { left: u128::from_le_bytes(left), right }
             })
             .collect();
-        let root = u128::from_le_bytes(*root);
-        if *party > 1 || root & 1 != u128::from(*party) || levels.iter().any(|l| l.right > 1) {
-            return Err(KeyError::Flag);
+        if levels.iter().any(|level| level.right > 1) {
+            return Err(KeyError::Control);
         }
-        let mut last = vec![0u64; lanes::<E>()];
-        pack::unpack(rest, ring_bits, &mut last).map_err(|_| wrong)?;
-        Ok(Key { domain_bits, ring_bits, lane_bits: E::BITS, party: *party, root, levels, last })
+        let key = Key { domain_bits, root: u128::from_le_bytes(*root), levels, last: u128::from_le_bytes(*last) };
+        if key.side() == side { Ok(key) } else { Err(KeyError::Side) }
     }
 }
 
@@ -220,14 +224,9 @@ impl Correction {
     }
 }
 
-/// Lanes in a leaf.
-fn lanes<E: Element>() -> usize {
-    BLOCK / size_of::<E>()
-}
-
 /// Levels of the tree above its leaves.
-fn depth<E: Element>(domain_bits: u32) -> u32 {
-    domain_bits.saturating_sub(lanes::<E>().ilog2())
+fn depth(domain_bits: u32) -> u32 {
+    domain_bits.saturating_sub(LEAF_BITS)
 }
 
 /// All ones where the node's control bit is 1.
@@ -240,8 +239,25 @@ fn select(bit: u128, yes: u128, no: u128) -> u128 {
     no ^ (bit.wrapping_neg() & (yes ^ no))
 }
 
-fn lanes_of<E: Element>(block: u128) -> Vec<E> {
-    bytemuck::cast_slice::<u8, E>(&block.to_le_bytes()).to_vec()
+/// The words of a block, the low one first.
+fn halves(block: u128) -> [u64; LEAF_WORDS] {
+    [block as u64, (block >> 64) as u64]
+}
+
+fn joined([low, high]: [u64; LEAF_WORDS]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
+}
+
+/// The leaf with a 1 at the place of a secret index: no shift by more than a word, which a compiler might branch for.
+fn one_hot(index: usize) -> u128 {
+    let (one, high) = (1u64 << (index & 63), (index as u64 >> 6 & 1).wrapping_neg());
+    joined([one & !high, one & high])
+}
+
+/// The bit of a leaf at the place of a secret index.
+fn bit_at(leaf: u128, index: usize) -> i64 {
+    let [low, high] = halves(leaf & one_hot(index));
+    ((low | high) >> (index & 63) & 1) as i64
 }
 
 /// The fixed keys, expanded.
@@ -252,9 +268,12 @@ struct Ciphers {
 }
 
 impl Ciphers {
-    fn new() -> Ciphers {
-        let [left, right, value] = [b"tercet dpf left ", b"tercet dpf right", b"tercet dpf value"].map(Cipher::new);
-        Ciphers { left, right, value }
+    fn get() -> &'static Ciphers {
+        static CIPHERS: OnceLock<Ciphers> = OnceLock::new();
+        CIPHERS.get_or_init(|| {
+            let [left, right, value] = [b"tercet dpf left ", b"tercet dpf right", b"tercet dpf value"].map(Cipher::new);
+            Ciphers { left, right, value }
+        })
     }
 
     /// Both children of a node, uncorrected, with their control bits.
@@ -296,86 +315,105 @@ fn hash_one(cipher: &Cipher, node: u128) -> u128 {
 mod tests {
     use super::*;
 
-    fn check<E: Element>(domain_bits: u32, rows: usize, ring_bits: u32) {
-        for index in 0..rows {
-            let seed = Seed::from_bytes([index as u8; 32]);
-            let (a, b) = generate::<E>(&seed, domain_bits, index, ring_bits);
-            let [a, b] = [a, b].map(|key| {
-                let bytes = key.to_bytes();
-                assert_eq!(bytes.len(), key_len::<E>(domain_bits, ring_bits));
-                Key::from_bytes::<E>(&bytes, domain_bits, ring_bits).expect("its own bytes").eval_all::<E>(rows)
-            });
-            assert_eq!(a.len(), rows);
-            for (j, (x, y)) in a.iter().zip(&b).enumerate() {
-                assert_eq!(x.add(*y).low(ring_bits), E::from_u64((j == index) as u64), "{index} of {rows} at {j}");
-            }
-        }
+    fn seed(number: usize) -> Seed {
+        let mut bytes = [3; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        Seed::from_bytes(bytes)
+    }
+
+    fn expanded(key: &Key, rows: usize) -> Vec<u64> {
+        let mut out = vec![u64::MAX; rows.div_ceil(64)];
+        key.expand(rows, &mut out);
+        out
+    }
+
+    fn bit(words: &[u64], at: usize) -> i64 {
+        (words[at / 64] >> (at % 64) & 1) as i64
     }
 
     #[test]
-    fn both_shares_add_to_the_one_hot_vector_of_every_index() {
-        for (domain_bits, rows) in [(0, 1), (1, 2), (1, 1), (2, 3), (3, 5), (6, 63), (6, 64), (7, 65)] {
-            check::<u32>(domain_bits, rows, 32);
-            check::<u32>(domain_bits, rows, 20);
-            check::<u64>(domain_bits, rows, 64);
-            check::<u64>(domain_bits, rows, 44);
+    fn both_keys_differ_at_the_index_alone_and_the_sign_says_how() {
+        for (domain_bits, rows) in
+            [(0, 1), (1, 2), (1, 1), (3, 5), (6, 63), (6, 64), (7, 65), (7, 128), (8, 129), (9, 400), (10, 1024)]
+        {
+            for index in 0..rows {
+                let Pair { first, second, sign } = generate(&seed(index), domain_bits, index);
+                let [a, b] = [(first, Side::First), (second, Side::Second)].map(|(key, side)| {
+                    let bytes = key.to_bytes();
+                    assert_eq!(bytes.len(), key_len(domain_bits));
+                    expanded(&Key::from_bytes(&bytes, domain_bits, side).expect("its own bytes"), rows)
+                });
+                for at in 0..rows {
+                    let expected = if at == index { sign } else { 0 };
+                    assert_eq!(bit(&a, at) - bit(&b, at), expected, "{index} of {rows} at {at}");
+                }
+                assert_eq!(sign.abs(), 1);
+                let beyond = if rows % 64 == 0 { 0 } else { u64::MAX << (rows % 64) };
+                assert_eq!((a[rows / 64 - usize::from(rows % 64 == 0)] & beyond), 0, "bits beyond {rows}");
+            }
         }
     }
 
     #[test]
     fn a_large_domain_and_no_rows() {
-        let (a, b) = generate::<u64>(&Seed::from_bytes([7; 32]), 15, 30_000, 64);
-        let sum: Vec<u64> =
-            a.eval_all::<u64>(30_522).iter().zip(b.eval_all(30_522)).map(|(x, y)| x.wrapping_add(y)).collect();
-        assert_eq!(sum.iter().filter(|&&v| v != 0).count(), 1);
-        assert_eq!(sum[30_000], 1);
-        assert!(a.eval_all::<u64>(0).is_empty());
+        let Pair { first, second, .. } = generate(&seed(7), 15, 30_000);
+        let (a, b) = (expanded(&first, 30_522), expanded(&second, 30_522));
+        let difference: Vec<u64> = a.iter().zip(&b).map(|(a, b)| a ^ b).collect();
+        assert_eq!(difference.iter().map(|word| word.count_ones()).sum::<u32>(), 1);
+        assert_eq!(bit(&difference, 30_000), 1);
+        first.expand(0, &mut []);
+        // Fewer rows are the beginning of more.
+        assert_eq!(expanded(&second, 12_800), b[..200]);
     }
 
-    /// What one party holds is balanced, and does not lean towards the index.
+    /// What one party holds is balanced bit by bit, whichever key it is: the key's own bytes, its expansion at the index
+    /// and beside it, and the sign.
     #[test]
     fn one_key_looks_uniform() {
-        let mut ones = [0u32; 64];
-        let keys = 2000;
-        for i in 0..keys {
-            let mut bytes = [3; 32];
-            bytes[..4].copy_from_slice(&(i as u32).to_le_bytes());
-            let (a, b) = generate::<u64>(&Seed::from_bytes(bytes), 3, 5, 64);
-            let key = if i % 2 == 0 { a } else { b };
-            let share = key.eval_all::<u64>(8)[5];
-            ones.iter_mut().enumerate().for_each(|(bit, n)| *n += (share >> bit & 1) as u32);
-            // Bits that are public or copied by construction are not in these: corrections and the leaf's lanes.
-            for level in &key.levels {
-                ones[0] += (level.left & 1) as u32;
-                ones[1] += u32::from(level.right);
+        const KEYS: usize = 4000;
+        const INDEX: usize = 389;
+        let (domain_bits, rows) = (9, 512);
+        for side in [Side::First, Side::Second] {
+            let len = key_len(domain_bits);
+            let (mut ones, mut expansions) = (vec![0u32; 8 * len], vec![0u32; rows]);
+            let mut signs = 0;
+            for number in 0..KEYS {
+                let pair = generate(&seed(number), domain_bits, INDEX);
+                let key = if side == Side::First { pair.first } else { pair.second };
+                let bytes = key.to_bytes();
+                ones.iter_mut().enumerate().for_each(|(at, n)| *n += u32::from(bytes[at / 8] >> (at % 8) & 1));
+                let words = expanded(&key, rows);
+                expansions.iter_mut().enumerate().for_each(|(at, n)| *n += bit(&words, at) as u32);
+                signs += pair.sign;
             }
-            ones[2] += (key.last[0] & 1) as u32;
-            ones[3] += (key.last[1] & 1) as u32;
-        }
-        for (bit, n) in ones.iter().enumerate() {
-            // How often the bit was looked at: once a key, and the corrections of two levels or one lane besides.
-            let trials = keys * [3, 3, 2, 2].get(bit).unwrap_or(&1);
-            let sigma = f64::from(trials).sqrt() / 2.0;
-            assert!((f64::from(*n) - f64::from(trials) / 2.0).abs() < 5.0 * sigma, "bit {bit}: {n} of {trials}");
+            // Bits that are public by construction: the root's control bit, and the unused ones of the right control bits.
+            let public = |at: usize| {
+                let level = (at / 8).checked_sub(BLOCK).filter(|at| *at < depth(domain_bits) as usize * LEVEL);
+                at == 0 || (level.is_some_and(|at| at % LEVEL == BLOCK) && at % 8 != 0)
+            };
+            let secret = ones.iter().enumerate().filter(|(at, _)| !public(*at));
+            assert_eq!(secret.clone().count(), 8 * 2 * BLOCK - 1 + 2 * (8 * BLOCK + 1));
+            let bound = 5.5 * (KEYS as f64).sqrt() / 2.0;
+            for (at, &n) in secret.chain(expansions.iter().enumerate()) {
+                assert!((f64::from(n) - KEYS as f64 / 2.0).abs() < bound, "{side:?} bit {at}: {n} of {KEYS}");
+            }
+            assert!((signs as f64).abs() < 2.0 * bound, "signs sum to {signs}");
         }
     }
 
     #[test]
     fn bytes_that_are_no_key_are_refused() {
-        let (key, _) = generate::<u32>(&Seed::from_bytes([1; 32]), 9, 17, 32);
-        let bytes = key.to_bytes();
-        for cut in [0, 1, bytes.len() - 1] {
-            let found = Key::from_bytes::<u32>(&bytes[..cut], 9, 32).expect_err("cut");
-            assert_eq!(found, KeyError::Length { expected: bytes.len(), found: cut });
+        let bytes = generate(&seed(1), 9, 17).first.to_bytes();
+        let read = |bytes: &[u8]| Key::from_bytes(bytes, 9, Side::First).map(|_| ());
+        for found in [0, 1, bytes.len() - 1] {
+            let expected = bytes.len();
+            assert_eq!(read(&bytes[..found]), Err(KeyError::Length { expected, found }));
         }
-        assert!(Key::from_bytes::<u32>(&[&bytes[..], &[0]].concat(), 9, 32).is_err());
-        assert!(Key::from_bytes::<u32>(&bytes, 10, 32).is_err());
-        assert!(Key::from_bytes::<u64>(&bytes, 9, 64).is_err());
-        let mut flagged = bytes.clone();
-        flagged[0] = 2;
-        assert_eq!(Key::from_bytes::<u32>(&flagged, 9, 32).expect_err("party"), KeyError::Flag);
-        let mut flagged = bytes;
-        flagged[1 + BLOCK + LEVEL - 1] = 7;
-        assert_eq!(Key::from_bytes::<u32>(&flagged, 9, 32).expect_err("control bit"), KeyError::Flag);
+        assert!(read(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(Key::from_bytes(&bytes, 10, Side::First).is_err());
+        assert_eq!(Key::from_bytes(&bytes, 9, Side::Second).map(|_| ()), Err(KeyError::Side));
+        let mut spoiled = bytes;
+        spoiled[BLOCK + LEVEL - 1] = 7;
+        assert_eq!(read(&spoiled), Err(KeyError::Control));
     }
 }

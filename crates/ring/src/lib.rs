@@ -21,6 +21,7 @@ mod pool;
 mod prg;
 pub mod sharing;
 pub mod simd;
+pub mod subset;
 mod tensor;
 
 pub use element::Element;

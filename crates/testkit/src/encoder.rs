@@ -14,7 +14,7 @@ use tercet_plain::{PlainInput, PlainRows, PlainSuite, PlainWeight, PlainWeights,
 use tercet_ring::{Element, Seed, dpf, fixed, pack, sharing};
 
 use crate::World;
-use crate::sharing::reveal;
+use crate::sharing::{reveal, share_index};
 
 /// The tensors of a model, encoded as its owner shares them: the weights of the twin.
 pub struct EncodedModel(BTreeMap<String, PlainWeight>);
@@ -291,23 +291,24 @@ impl Encoder {
             masked::<E>(&row_weight, [&first, &second], Stream::RowWeight, wide),
         ];
         let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
-        match (rows, &self.interface.rows) {
-            (PlainRows::Matrix(values), _) => {
-                streams.push(masked::<E>(&values, [&first, &second], Stream::Rows, wide));
-            }
+        let rows = match (rows, &self.interface.rows) {
+            (PlainRows::Matrix(values), _) => values,
             (PlainRows::Lookup(ids), RowInput::Lookup { domain_bits, .. }) => {
+                let mut signs = Vec::new();
                 for id in ids {
-                    for ((p, q), (r, t)) in COMPONENTS {
-                        let (a, b) = dpf::generate::<E>(&Seed::random(), *domain_bits, id, wide);
-                        keys[p][q].extend(a.to_bytes());
-                        keys[r][t].extend(b.to_bytes());
+                    let (own, of_signs) = share_index(*domain_bits, id);
+                    signs.extend(of_signs);
+                    for (keys, key) in keys.iter_mut().flatten().zip(own.iter().flatten()) {
+                        keys.extend(key.iter().flat_map(dpf::Key::to_bytes));
                     }
                 }
+                signs
             }
             (PlainRows::Lookup(_), RowInput::Matrix { .. }) => {
                 unreachable!("ids are looked up where the table is secret")
             }
-        }
+        };
+        streams.push(masked::<E>(&rows, [&first, &second], Stream::Rows, wide));
         let Geometry { batch, rows } = request.geometry();
         let mut keys = keys.into_iter();
         PartyId::ALL.map(|party| InputShare {
@@ -368,9 +369,6 @@ enum Rows {
     Ids(Vec<usize>),
     Matrix(Vec<f64>),
 }
-
-/// Who holds the components `m`, `l1` and `l2` of a table: `(party, plane)` twice each.
-const COMPONENTS: [((usize, usize), (usize, usize)); 3] = [((1, 0), (2, 0)), ((0, 0), (1, 1)), ((0, 1), (2, 1))];
 
 /// The masked values of a stream, packed.
 fn masked<E: Element>(values: &[i64], [first, second]: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {

@@ -1,8 +1,9 @@
 //! Splitting the inputs of a request into three shares (protocol.md, "Sharing" and "Private lookup").
 //!
 //! Two seeds are drawn for each request: `l1` grows from the first (P0, P1), `l2` from the second (P0, P2); only
-//! `m = x + l1 + l2` travels in full, to P1 and P2. A token that is looked up in a secret table becomes three pairs of
-//! distributed-point-function keys, one for each component of the table.
+//! `m = x + l1 + l2` travels in full, to P1 and P2. A token that is looked up in a secret table becomes two pairs of
+//! distributed-point-function keys, one into the table's masked values and one into its masks, and their two signs, which are
+//! shared like any other value.
 
 use tercet_model::RowInput;
 use tercet_net::{InputShare, Stream};
@@ -38,14 +39,11 @@ fn split_in<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>)
         mask(&bias, [&first, &second], Stream::KeyBias, interface.score_ring),
         mask(&weight, [&first, &second], Stream::RowWeight, interface.wide),
     ];
-    let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
-    match interface.rows {
-        RowInput::Matrix { .. } => {
-            let rows = matrix::<E>(face, batch, table)?;
-            masked.push(mask(&rows, [&first, &second], Stream::Rows, interface.wide));
-        }
-        RowInput::Lookup { domain_bits, .. } => keys = lookup_keys::<E>(batch, domain_bits, interface.wide)?,
-    }
+    let (rows, keys) = match interface.rows {
+        RowInput::Matrix { .. } => (matrix::<E>(face, batch, table)?, Default::default()),
+        RowInput::Lookup { domain_bits, .. } => lookup_keys::<E>(batch, domain_bits)?,
+    };
+    masked.push(mask(&rows, [&first, &second], Stream::Rows, interface.wide));
     let share = |first_seed: Option<&Seed>, second_seed: Option<&Seed>, masked, keys| InputShare {
         batch: batch.inputs.len() as u32,
         rows: batch.rows as u32,
@@ -97,24 +95,31 @@ fn matrix<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -
     Ok(out)
 }
 
-/// The keys of every row, end to end, by party and by its planes: P0 `l1, l2`; P1 `m, l1`; P2 `m, l2`.
-fn lookup_keys<E: Element>(batch: &Batch, domain_bits: u32, ring: u32) -> Result<[[Vec<u8>; 2]; 3], Error> {
-    let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
-    // (party, plane) of the two holders of each component: m, l1, l2.
-    const HOLDERS: [[(usize, usize); 2]; 3] = [[(1, 0), (2, 0)], [(0, 0), (1, 1)], [(0, 1), (2, 1)]];
+/// By party, the keys of every row into masked values and into masks, end to end.
+type Keys = [[Vec<u8>; 2]; 3];
+
+/// The signs of the keys of every row, `[batch * rows, 2]`, and the keys: of the pair into the masked values the first to P1 and
+/// the second to P2, of the pair into the masks the first to P0 and the second to both P1 and P2. A row is a masked value
+/// less its mask, so the second sign is negated.
+fn lookup_keys<E: Lane>(batch: &Batch, domain_bits: u32) -> Result<(Zeroizing<Vec<E>>, Keys), Error> {
+    let mut keys = Keys::default();
+    let mut signs = Zeroizing::new(Vec::new());
     for input in &batch.inputs {
         let Encoded::Tokens(ids) = input else {
             return Err(Error::Misuse("an image for a model of texts".into()));
         };
         for id in padded(ids, batch.rows) {
-            for [first, second] in HOLDERS {
-                let (a, b) = dpf::generate::<E>(&Seed::random(), domain_bits, id as usize, ring);
-                keys[first.0][first.1].extend(a.to_bytes());
-                keys[second.0][second.1].extend(b.to_bytes());
-            }
+            let [value, mask] = [(); 2].map(|()| dpf::generate(&Seed::random(), domain_bits, id as usize));
+            signs.extend([E::from_i64(value.sign), E::from_i64(-mask.sign)]);
+            keys[1][0].extend(value.first.to_bytes());
+            keys[2][0].extend(value.second.to_bytes());
+            keys[0][1].extend(mask.first.to_bytes());
+            let shared = mask.second.to_bytes();
+            keys[1][1].extend(&shared);
+            keys[2][1].extend(shared);
         }
     }
-    Ok(keys)
+    Ok((signs, keys))
 }
 
 fn padded(ids: &[u32], rows: usize) -> impl Iterator<Item = u32> + '_ {
@@ -123,6 +128,8 @@ fn padded(ids: &[u32], rows: usize) -> impl Iterator<Item = u32> + '_ {
 
 #[cfg(test)]
 mod tests {
+    use tercet_ring::dpf::Side;
+
     use super::*;
     use crate::{Inputs, Options, fixture, input};
 
@@ -151,19 +158,27 @@ mod tests {
         let bias = -(100 << 10);
         assert_eq!(revealed::<u32>(&shares, Stream::KeyBias, 6, 20), [0, 0, bias, 0, 0, 0]);
         assert_eq!(revealed::<E>(&shares, Stream::RowWeight, 6, E::BITS), [1, 1, 0, 1, 1, 1]);
-        assert!(shares[0].masked.is_empty() && shares[1].masked.len() == 2);
+        assert!(shares[0].masked.is_empty() && shares[1].masked.len() == 3);
         assert!(shares.iter().all(|share| (share.batch, share.rows) == (2, 3)));
-        let length = dpf::key_len::<E>(3, E::BITS);
-        for [(a, plane_a), (b, plane_b)] in [[(1, 0), (2, 0)], [(0, 0), (1, 1)], [(0, 1), (2, 1)]] {
-            let read = |party: usize, plane: usize| -> Vec<Vec<E>> {
-                let keys = shares[party].keys[plane].chunks(length);
-                keys.map(|bytes| dpf::Key::from_bytes::<E>(bytes, 3, E::BITS).unwrap().eval_all::<E>(5)).collect()
-            };
-            let (first, second) = (read(a, plane_a), read(b, plane_b));
+        assert!(shares[0].keys[0].is_empty(), "the helper has no key into masked values");
+        assert_eq!(shares[1].keys[1], shares[2].keys[1], "the evaluators share the key into the masks");
+        let signs = revealed::<E>(&shares, Stream::Rows, 12, E::BITS);
+        let pairs = [([(1, Side::First), (2, Side::Second)], 1), ([(0, Side::First), (1, Side::Second)], -1)];
+        for (pair, (holders, negated)) in pairs.into_iter().enumerate() {
+            let [first, second] = holders.map(|(party, side)| -> Vec<u64> {
+                let keys = shares[party].keys[pair].chunks(dpf::key_len(3));
+                keys.map(|bytes| {
+                    let mut word = [0];
+                    dpf::Key::from_bytes(bytes, 3, side).unwrap().expand(5, &mut word);
+                    word[0]
+                })
+                .collect()
+            });
             assert_eq!(first.len(), 6);
-            for ((one, other), token) in first.iter().zip(&second).zip([3, 1, 0, 4, 2, 1]) {
-                let sum: Vec<u64> = one.iter().zip(other).map(|(x, y)| x.add(*y).to_u64()).collect();
-                assert_eq!(sum, (0..5).map(|at| u64::from(at == token)).collect::<Vec<_>>());
+            for (row, token) in [3, 1, 0, 4, 2, 1].into_iter().enumerate() {
+                assert_eq!(first[row] ^ second[row], 1 << token, "row {row}");
+                let sign = if first[row] >> token & 1 == 1 { 1 } else { -1 };
+                assert_eq!(signs[2 * row + pair], negated * sign, "row {row}");
             }
         }
     }

@@ -1,29 +1,76 @@
 //! Private lookup in a secret table by a secret index (protocol.md, "Private lookup").
 //!
-//! Each component of the table is held by two parties (`m`: P1, P2; `l1`: P0, P1; `l2`: P0, P2), so each is a two-server PIR: the client
-//! makes one distributed point function per component, each holder takes the inner product of its expanded key with its
-//! plane, and the six results are an additive sharing of the row over three parties. P0 deals its two.
+//! A row is `x = m - lambda` with `lambda = l1 + l2`: two tables, each looked up by a pair of keys (distributed point functions,
+//! [`tercet_ring::dpf`]) that the client makes for every index.
 //!
-//! *Error*: none. *Cost*: one pass over the table, one dealt ring element an output, one round. *Security*: a key alone
-//! is pseudorandom (Boyle, Gilboa, Ishai 2016); an evaluator further receives halves of fresh sharings and the other's half
-//! under a uniform mask. This is the one step in which P0's message depends on a request; it still receives only keys.
+//! ```text
+//! value pair   first: P1   second: P2           into m, which both hold
+//! mask pair    first: P0   second: P1 and P2    into lambda: P0 holds l1 + l2, P1 holds l1, P2 holds l2
+//! ```
+//!
+//! A key expands to a bit a row, and its holder sums the rows whose bit is 1 ([`tercet_ring::subset`]: no multiplication). The
+//! bits of a pair differ at the index alone, so the first's sums less the second's are `±` the row. P1 and P2 may share a
+//! key because `l1` and `l2` are looked up at the same index, and both their sums are subtracted from P0's: one sign serves both.
+//!
+//! The two signs are which key has the 1 at the index, a fair coin each (making it the first would tell both holders one bit
+//! about the index). The client, who made the keys, shares them like any other input. Then, with P0's sum dealt,
+//!
+//! 1. the sums of both pairs, additive between the evaluators, are remasked (one round);
+//! 2. the row is their product with the masked signs `[s, -s']`: two multiplications an output and one dealt value;
+//! 3. that is remasked (one round).
+//!
+//! *Error*: none. *Cost*: P0 two passes over the table and P1, P2 two, a few additions a row and column; two dealt ring
+//! elements an output, three each way between the evaluators, two rounds.
+//!
+//! *Security*: what a party gets from the client is keys of pairs whose other key it has not, each pseudorandom and
+//! independent of the index and of each other (Boyle, Gilboa, Ishai 2016), and signs under a mask that it does not know. That
+//! P1 and P2 have one key in common tells neither anything that its own copy does not. From P0 an evaluator receives halves of
+//! fresh sharings (P0's sum and the product's mask term), from the other evaluator sums under uniform masks. P0 receives
+//! keys and seeds; this is the one step in which what it sends depends on a request. Signs never meet an evaluator in the
+//! clear: a holder of a key that knew its sign would know its own bit at the index, and so half of the rows that are not asked for.
 
 use tercet_core::{Cost, Result, Session, Work};
 use tercet_net::PartyId;
-use tercet_ring::{Element, Tensor, dpf, matmul};
+use tercet_ring::{Element, Tensor, dpf, subset};
 
-use crate::masked::{Additive, Masked};
+use crate::linear::{self, Prepared, matrix_product};
+use crate::masked::{Additive, Masked, zip};
 use crate::truncate;
 
-/// The keys of one party: for each of its two planes (in the order of [`Masked::planes`]) one key a looked-up row.
-pub struct Keys {
-    /// Plane by plane.
-    pub planes: [Vec<dpf::Key>; 2],
+/// The pairs of a row: into `m` and into `lambda`.
+pub const PAIRS: usize = 2;
+
+/// One party's part of the indices: a key of each pair that it holds one of, and the signs.
+pub struct Keys<E> {
+    /// A key of the value pair for every row; none at P0.
+    pub value: Vec<dpf::Key>,
+    /// A key of the mask pair for every row.
+    pub mask: Vec<dpf::Key>,
+    /// `[rows, 2]` in the ring of the table: the sign of the value pair, and that of the mask pair negated.
+    pub signs: Masked<E>,
+}
+
+impl<E> Keys<E> {
+    /// Which key of the value pair a party holds.
+    pub fn value_side(party: PartyId) -> Option<dpf::Side> {
+        match party {
+            PartyId::P0 => None,
+            PartyId::P1 => Some(dpf::Side::First),
+            PartyId::P2 => Some(dpf::Side::Second),
+        }
+    }
+
+    /// Which key of the mask pair a party holds.
+    pub fn mask_side(party: PartyId) -> dpf::Side {
+        if party == PartyId::P0 { dpf::Side::First } else { dpf::Side::Second }
+    }
 }
 
 /// The wire cost of looking up `count` rows of `width`.
 pub fn cost(count: usize, width: usize, ring: u32) -> Cost {
-    Cost::deal(count * width, ring).and(truncate::cost(count * width, 0, ring))
+    let len = count * width;
+    let sums = Cost::deal(len, ring).and(truncate::cost(PAIRS * len, 0, ring));
+    sums.then(linear::cost(len, ring).and(truncate::cost(len, 0, ring)))
 }
 
 /// The rows `[count, width]` that the keys point at, of a table whose two planes `[rows, width]` this party holds.
@@ -31,35 +78,57 @@ pub fn lookup<E: Element>(
     s: &mut Session,
     table: [&[E]; 2],
     [rows, width]: [usize; 2],
-    keys: &Keys,
+    keys: &Keys<E>,
     ring: u32,
 ) -> Result<Masked<E>> {
-    // Bounds the expanded keys to a few megabytes.
-    const KEYS_AT_ONCE: usize = 32;
+    let count = keys.mask.len();
+    let len = count * width;
+    assert_eq!(keys.signs.shape(), [count, PAIRS], "two signs a row");
     s.scope("lookup", |s| {
-        let count = keys.planes[0].len();
-        let component = |s: &mut Session, plane: usize| {
-            let mut out = vec![E::ZERO; count * width];
-            for (keys, out) in keys.planes[plane].chunks(KEYS_AT_ONCE).zip(out.chunks_mut(KEYS_AT_ONCE * width)) {
-                let points: Vec<E> =
-                    s.timed(Work::Randomness, |_| keys.iter().flat_map(|key| key.eval_all::<E>(rows)).collect());
-                s.timed(Work::Matmul, |s| {
-                    matmul::matmul(s.pool(), &points, table[plane], out, keys.len(), rows, width, false);
-                });
-            }
-            out
+        let [first, second] = table;
+        let mut own = if s.is_helper() {
+            sums(s, &keys.mask, &[first, second], [rows, width])
+        } else {
+            // The first plane is m at both, the second l1 or l2.
+            assert_eq!(keys.value.len(), count, "a key of either pair a row");
+            let mask = sums(s, &keys.mask, &[second], [rows, width]);
+            let value = sums(s, &keys.value, &[first], [rows, width]);
+            // What the second of a pair holds is subtracted.
+            let negate = |sums: Vec<E>| sums.into_iter().map(|v| E::ZERO.sub(v)).collect::<Vec<E>>();
+            let value = if s.party() == PartyId::P1 { value } else { negate(value) };
+            [value, negate(mask)].concat()
         };
-        let (first, second) = (component(s, 0), component(s, 1));
-        // x = m - l1 - l2; the first plane is m at P1 and P2, both planes are masks at P0.
-        let mut own: Vec<E> = match s.party() {
-            PartyId::P0 => first.iter().zip(&second).map(|(&a, &b)| E::ZERO.sub(a).sub(b)).collect(),
-            _ => crate::masked::zip(&first, &second, E::sub),
+        let dealt = s.deal(len, ring, |_| std::mem::take(&mut own))?;
+        let half = if s.is_helper() {
+            Vec::new()
+        } else {
+            let (value, mask) = own.split_at(len);
+            let mask = zip(mask, &dealt, E::add);
+            // Row by row, so that the two of a row are the right operand of its product.
+            let rows = value.chunks(width.max(1)).zip(mask.chunks(width.max(1)));
+            rows.flat_map(|(value, mask)| value.iter().chain(mask)).copied().collect()
         };
-        let dealt = s.deal(count * width, ring, |_| std::mem::take(&mut own))?;
-        let half = if s.is_helper() { Vec::new() } else { crate::masked::zip(&own, &dealt, E::add) };
-        let z = Additive::new(s.party(), [count, width], half);
-        truncate::remask(s, z, ring)
+        let pairs: Masked<E> = truncate::remask(s, Additive::new(s.party(), [count, PAIRS, width], half), ring)?;
+        let signs = keys.signs.clone().reshape([count, 1, PAIRS]);
+        let row = matrix_product(s, &signs, Prepared::new(&pairs).operand(), [count, 1, PAIRS, width], ring)?;
+        truncate::remask(s, row.reshape([count, width]), ring)
     })
+}
+
+/// `[keys, width]`: for each key the sum of the rows whose bit is 1, over all `planes` together.
+fn sums<E: Element>(s: &mut Session, keys: &[dpf::Key], planes: &[&[E]], [rows, width]: [usize; 2]) -> Vec<E> {
+    let words = rows.div_ceil(64);
+    let mut subsets = vec![0u64; keys.len() * words];
+    s.timed(Work::Randomness, |s| {
+        s.pool().chunks(&mut subsets, words, |first, out| keys[first / words].expand(rows, out));
+    });
+    let mut out = vec![E::ZERO; keys.len() * width];
+    s.timed(Work::Matmul, |s| {
+        for (number, plane) in planes.iter().enumerate() {
+            subset::sums(s.pool(), &subsets, plane, &mut out, [keys.len(), rows, width], number > 0);
+        }
+    });
+    out
 }
 
 /// The two planes of a masked tensor as a table.

@@ -40,7 +40,7 @@ pub struct Input<E> {
 /// The rows of an input.
 pub enum InputRows<E> {
     /// Keys into the table.
-    Lookup(Keys),
+    Lookup(Keys<E>),
     /// A matrix `[batch * rows, width]`, wide.
     Matrix(Masked<E>),
 }

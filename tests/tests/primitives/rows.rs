@@ -1,10 +1,9 @@
 //! What works on rows: inverse powers, LayerNorm, lookup.
 
 use tercet_core::spec::{InverseSpec, NormSpec};
-use tercet_helper::lookup::{self, Keys};
-use tercet_helper::{Masked, extend, inverse, mixed, norm, truncate};
-use tercet_ring::{Element, Seed, dpf};
-use tercet_testkit::sharing::{reveal, share};
+use tercet_helper::{Masked, extend, inverse, lookup, mixed, norm, truncate};
+use tercet_ring::Element;
+use tercet_testkit::sharing::{reveal, share, share_indices};
 use tercet_testkit::uniformity::assert_uniform;
 use tercet_testkit::{Run, World};
 
@@ -113,7 +112,8 @@ fn layer_norm_matches_floating_point() {
     for (ring, ring_out, rounds) in [(20, 46, 6), (32, 46, 6), (20, 30, 7), (23, 30, 7)] {
         let mut spec = norm_spec(ring_out);
         if ring_out == 46 {
-            spec.inverse = InverseSpec::new(0.5, 10, 24, 6, 64, spec.ring + spec.truncate, 22);
+            // Ten octaves of variance, so that slopes keep five bits beside the ring of the last product.
+            spec.inverse = InverseSpec::new(0.5, 9, 20, 6, 64, spec.ring + spec.truncate, 22);
         }
         let run = rows.run(ring, &spec);
         let (largest, mean) = rows.errors(&reveal(&run.outputs));
@@ -169,28 +169,37 @@ fn narrow_rows_times_wide_factors_are_exact() {
     }
 }
 
-#[test]
-fn lookup_finds_the_rows() {
-    let (rows, width) = (300, 24);
+fn find<E: Element>(rows: usize, width: usize, wanted: &[usize], ring: u32) -> Run<Masked<E>> {
     let values: Vec<i64> = (0..rows * width).map(|i| (i as i64 * 7919) % 4001 - 2000).collect();
-    let table = share::<u32>(&values, &[rows, width], 32, 18);
-    let wanted = [0usize, 299, 17, 17, 255, 256];
-    let pair = |i: usize| dpf::generate::<u32>(&Seed::random(), 9, i, 32);
-    // Component by component: m between P1 and P2, l1 between P0 and P1, l2 between P0 and P2.
-    let mut keys: [[Vec<dpf::Key>; 2]; 3] = Default::default();
-    for &i in &wanted {
-        for (first, second) in [((1, 0), (2, 0)), ((0, 0), (1, 1)), ((0, 1), (2, 1))] {
-            let (a, b) = pair(i);
-            keys[first.0][first.1].push(a);
-            keys[second.0][second.1].push(b);
-        }
-    }
-    let keys = keys.map(|planes| Keys { planes });
-    let run = World::default().run(|s| {
+    let table = share::<E>(&values, &[rows, width], ring, 18);
+    let domain_bits = rows.next_power_of_two().trailing_zeros();
+    let keys = share_indices::<E>(domain_bits, wanted, ring, 19);
+    let run = World::with_threads(2).run(|s| {
         let me = s.party().index();
-        lookup::lookup(s, lookup::planes(&table[me]), [rows, width], &keys[me], 32)
+        lookup::lookup(s, lookup::planes(&table[me]), [rows, width], &keys[me], ring)
     });
     let expected: Vec<i64> = wanted.iter().flat_map(|&i| values[i * width..(i + 1) * width].to_vec()).collect();
-    assert_eq!(reveal(&run.outputs), expected);
-    assert_eq!(run.cost, lookup::cost(wanted.len(), width, 32));
+    assert_eq!(reveal(&run.outputs), expected, "{wanted:?} of {rows}");
+    assert_eq!(run.cost, lookup::cost(wanted.len(), width, ring));
+    run
+}
+
+#[test]
+fn lookup_finds_the_rows() {
+    // Signs are drawn anew every time: eight of each pair meet all four cases as good as always.
+    for rows in [1, 2, 63, 300] {
+        let last = rows - 1;
+        find::<u32>(rows, 24, &[0, last, last / 2, last / 2, last, last.min(255), last.min(256), 0], 32);
+        find::<u64>(rows, 5, &[0, last, last / 3, 0, last, last.min(64), last.min(127), last.min(128)], 64);
+    }
+    assert_eq!(find::<u64>(77, 9, &[76], 48).cost.rounds, 2);
+}
+
+/// The same row many times over: whatever the keys, what an evaluator receives does not show it.
+#[test]
+fn what_a_lookup_sends_is_uniform() {
+    let run = find::<u32>(70, 48, &[69; 256], 32);
+    assert!(run.received[0].is_empty(), "the helper receives nothing");
+    assert_uniform(&run.received[1], "lookup at P1");
+    assert_uniform(&run.received[2], "lookup at P2");
 }

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use tercet_client::{Inputs, ModelFace, Options};
 use tercet_engine::{ModelShare, Parsed, parse};
 use tercet_helper::suite::{InputRows, Weights};
-use tercet_model::Model;
 use tercet_model::graph::Op;
+use tercet_model::{Model, RowInput};
 use tercet_ring::Element;
 
 use crate::screen::{hex, say};
@@ -59,12 +59,15 @@ pub(super) fn input(
     say(what);
     say(format_args!("  plain  {plain}"));
     for (share, input) in shares.iter().zip(request.shares()) {
-        let held = ["l1, l2", "m, l1", "m, l2"][share.party().index()];
         let shown = match parse(share.party(), manifest, &interface, input)? {
             Parsed::Narrow(parsed) => rows(&parsed.rows, &input.keys),
             Parsed::Wide(parsed) => rows(&parsed.rows, &input.keys),
         };
-        say(format_args!("  {}     {}   ({held})", share.party(), shown.join("   ")));
+        let held = match interface.rows {
+            RowInput::Lookup { .. } => ["into l1 + l2", "into m, into l1", "into m, into l2"],
+            RowInput::Matrix { .. } => ["l1, l2", "m, l1", "m, l2"],
+        };
+        say(format_args!("  {}     {}   ({})", share.party(), shown.join("   "), held[share.party().index()]));
     }
     Ok(())
 }
@@ -72,8 +75,10 @@ pub(super) fn input(
 fn rows<E: Element>(rows: &InputRows<E>, keys: &[Vec<u8>; 2]) -> Vec<String> {
     match rows {
         InputRows::Matrix(matrix) => matrix.planes().iter().map(|plane| lanes(plane.data())).collect(),
-        // The first byte says which of two keys it is.
-        InputRows::Lookup(_) => keys.iter().map(|key| hex(key.get(1..17).unwrap_or_default())).collect(),
+        // One key at P0, two at the evaluators.
+        InputRows::Lookup(_) => {
+            keys.iter().filter(|key| !key.is_empty()).map(|key| hex(key.get(..16).unwrap_or_default())).collect()
+        }
     }
 }
 
