@@ -3,6 +3,7 @@
 mod catalogue;
 mod compare;
 mod inputs;
+mod layers;
 mod machine;
 mod measure;
 mod process;

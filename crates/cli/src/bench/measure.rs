@@ -12,6 +12,7 @@ use tercet_net::LinkShape;
 
 use super::catalogue::find;
 use super::inputs::Asked;
+use super::layers::Layers;
 use super::process::{Counters, Process};
 use super::record::{Accuracy, Case, Key, ProcessUse, Spread};
 use super::stock::Stock;
@@ -22,6 +23,9 @@ use crate::screen::bar;
 
 /// How long one request may take, and a node be silent within it: slow links are slow, not broken.
 const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Requests of each case that are profiled, at most.
+const PROFILED: usize = 3;
 
 /// How often each request is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +160,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
     let bar = bar((repeats.warmup + runs) as u64, "measuring", false);
     bar.set_message(key.to_string());
     for _ in 0..repeats.warmup {
-        ask(client, &key, &asked).await?;
+        ask(client, &key, &asked, false).await?;
         bar.inc(1);
     }
     processes.iter().for_each(|process| process.forget_peak());
@@ -166,7 +170,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
     let mut error: Option<Accuracy> = None;
     for _ in 0..runs {
         let begun = Instant::now();
-        let (answers, usage) = ask(client, &key, &asked).await?;
+        let (answers, usage) = ask(client, &key, &asked, false).await?;
         latencies.push(begun.elapsed().as_secs_f64());
         usages.push(usage);
         let of_run = Accuracy::of(&answers, &plain);
@@ -174,6 +178,12 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
         bar.inc(1);
     }
     let after = Moment::now(client, &processes).await?;
+    // Asked for afterwards: a profile makes the answer longer.
+    let mut layers = Layers::default();
+    for _ in 0..runs.min(PROFILED) {
+        let (_, usage) = ask(client, &key, &asked, true).await?;
+        layers.add(&usage.profiles.context("the nodes gave no profile")?);
+    }
     bar.finish_and_clear();
     let each = |total: u64| total / runs as u64;
     let mut wire_bytes = [[0; 3]; 3];
@@ -208,7 +218,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
         processes: std::array::from_fn(process),
         kinds: Work::ALL.map(|kind| kind.name().to_owned()).to_vec(),
         work_ms: std::array::from_fn(|node| Work::ALL.map(|kind| work_ms(node, kind as usize)).to_vec()),
-        layers: Vec::new(),
+        layers: layers.mean(),
         error,
         predicted_seconds: None,
         key,
@@ -216,8 +226,8 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
 }
 
 /// One request, all of whose inputs run in one session.
-async fn ask(client: &Client, key: &Key, asked: &Asked) -> Result<(Vec<Vec<f32>>, RequestUsage)> {
-    let options = Options { deadline: PATIENCE, max_batch: key.batch, retries: 0, ..Options::default() };
+async fn ask(client: &Client, key: &Key, asked: &Asked, profile: bool) -> Result<(Vec<Vec<f32>>, RequestUsage)> {
+    let options = Options { deadline: PATIENCE, max_batch: key.batch, retries: 0, profile, ..Options::default() };
     let labelled = !client.model(&key.model).await?.labels().is_empty();
     let (texts, images): (Vec<&str>, Vec<&[f32]>);
     let inputs = match asked {

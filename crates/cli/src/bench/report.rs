@@ -7,7 +7,7 @@ use tercet_net::LinkShape;
 
 use super::record::{Case, Key, Layer, Record};
 use super::table::seconds;
-use crate::chart::{Axis, Bar, Line, Stroke, legend, plot, stacked_bars};
+use crate::chart::{Axis, Bar, Line, legend, plot, stacked_bars};
 use crate::page::Page;
 use crate::screen::bytes;
 
@@ -45,12 +45,18 @@ fn bars(cases: &[Case], values: impl Fn(&Case) -> Vec<f64>) -> Vec<Bar> {
     cases.iter().map(|case| Bar { label: case.key.to_string(), values: values(case) }).collect()
 }
 
+/// Bars on one scale, the longest of which takes the whole width.
+fn stacked(bars: &[Bar], series: &[&str], show: impl Fn(f64) -> String) -> String {
+    let full = bars.iter().map(Bar::sum).fold(0.0, f64::max);
+    stacked_bars(bars, series, full, show)
+}
+
 fn latency(page: &mut Page, cases: &[Case]) {
     page.section("Latency");
     page.paragraph(
         "From the client's call to the opened answer, one request after another on warm nodes; bars are medians.",
     );
-    page.drawing(&stacked_bars(&bars(cases, |case| vec![case.latency.median]), &["median"], seconds));
+    page.drawing(&stacked(&bars(cases, |case| vec![case.latency.median]), &["median"], seconds));
     let rows = cases.iter().map(|case| {
         let error = case.error.map_or([const { String::new() }; 3], |error| {
             [format!("{:.1e}", error.max), format!("{:.1e}", error.mean), format!("{:.7}", error.cosine)]
@@ -89,7 +95,8 @@ fn kinds(page: &mut Page, cases: &[Case]) {
             all.push(Bar { label: format!("{} at P{party}", case.key), values: work.clone() });
         }
     }
-    page.drawing(&format!("{}{}", legend(&names), stacked_bars(&all, &names, milliseconds)));
+    page.drawing(&legend(&names));
+    page.drawing(&stacked(&all, &names, milliseconds));
 }
 
 fn layers(page: &mut Page, cases: &[Case]) {
@@ -104,7 +111,8 @@ fn layers(page: &mut Page, cases: &[Case]) {
         let names: Vec<&str> = case.kinds.iter().map(String::as_str).collect();
         let bar = |layer: &Layer| Bar { label: layer.name.clone(), values: layer.work_ms[1].clone() };
         let bars: Vec<Bar> = case.layers.iter().map(bar).collect();
-        page.drawing(&format!("{}{}", legend(&names), stacked_bars(&bars, &names, milliseconds)));
+        page.drawing(&legend(&names));
+        page.drawing(&stacked(&bars, &names, milliseconds));
     }
 }
 
@@ -140,14 +148,13 @@ fn planned(page: &mut Page, cases: &[Case]) {
         head.extend(["time predicted", "off by"]);
     }
     page.table(&head, &rows.collect::<Vec<_>>());
-    let pairs: Vec<[f64; 2]> =
-        cases.iter().filter_map(|case| Some([case.predicted_seconds?, case.latency.median])).collect();
-    let ends = pairs.iter().flatten().fold([f64::INFINITY, 0f64], |[low, high], &at| [low.min(at), high.max(at)]);
-    if !pairs.is_empty() {
-        let equal = Line { name: "equal".into(), stroke: Stroke::Dashed, points: ends.map(|at| [at, at]).to_vec() };
-        let cases = Line { name: "cases".into(), stroke: Stroke::Points, points: pairs };
-        let axis = |label| Axis { label, logarithmic: true, show: seconds };
-        page.drawing(&plot(&[cases, equal], &axis("predicted"), &axis("measured")));
+    let pair = |case: &Case| {
+        let bar = |what: &str, time: f64| Bar { label: format!("{}, {what}", case.key), values: vec![time] };
+        Some([bar("predicted", case.predicted_seconds?), bar("measured", case.latency.median)])
+    };
+    let pairs: Vec<Bar> = cases.iter().filter_map(pair).flatten().collect();
+    if timed {
+        page.drawing(&stacked(&pairs, &["time"], seconds));
     }
 }
 
@@ -193,7 +200,7 @@ fn links(page: &mut Page, cases: &[Case]) {
             Some(Bar { label, values: vec![delay, busy, (case.latency.median - delay - busy).max(0.0)] })
         };
         let bars: Vec<Bar> = family.iter().filter_map(bar).collect();
-        page.drawing(&stacked_bars(&bars, &parts, seconds));
+        page.drawing(&stacked(&bars, &parts, seconds));
         let delay = |at: f64| format!("{at} ms");
         let across = Axis { label: "one-way delay", logarithmic: false, show: delay };
         against(page, &family, |shape| Some(shape.delay.as_secs_f64() * 1e3), &across);
@@ -215,8 +222,8 @@ fn against(page: &mut Page, family: &[&Case], of: impl Fn(&LinkShape) -> Option<
         return;
     }
     let column = |column: usize| points.iter().map(|point| [point[0], point[column]]).collect();
-    let measured = Line { name: "measured".into(), stroke: Stroke::Solid, points: column(1) };
-    let floor = Line { name: "what the link alone takes".into(), stroke: Stroke::Dashed, points: column(2) };
+    let measured = Line { name: "measured".into(), dashed: false, points: column(1) };
+    let floor = Line { name: "what the link alone takes".into(), dashed: true, points: column(2) };
     let time = Axis { label: "median latency", logarithmic: false, show: seconds };
     page.drawing(&plot(&[measured, floor], across, &time));
 }
@@ -226,7 +233,8 @@ fn traffic(page: &mut Page, cases: &[Case]) {
     page.paragraph("Of a session between the nodes, frame headers included; on the wire come TLS, QUIC and UDP.");
     let values = |case: &Case| LINKS.map(|(from, to)| case.cost.bytes[from][to] as f64).to_vec();
     let show = |count: f64| bytes(count as u64);
-    page.drawing(&format!("{}{}", legend(&LINK_NAMES), stacked_bars(&bars(cases, values), &LINK_NAMES, show)));
+    page.drawing(&legend(&LINK_NAMES));
+    page.drawing(&stacked(&bars(cases, values), &LINK_NAMES, show));
     let rows = cases.iter().map(|case| {
         let mut cells = vec![case.key.to_string()];
         cells.extend(LINKS.map(|(from, to)| bytes(case.cost.bytes[from][to])));
@@ -245,7 +253,8 @@ fn processes(page: &mut Page, cases: &[Case]) {
     page.section("Processor time and memory");
     page.paragraph("Processor seconds of all threads, a run.");
     let cpu = bars(cases, |case| case.processes.iter().map(|process| process.cpu_seconds).collect());
-    page.drawing(&format!("{}{}", legend(&PROCESSES), stacked_bars(&cpu, &PROCESSES, seconds)));
+    page.drawing(&legend(&PROCESSES));
+    page.drawing(&stacked(&cpu, &PROCESSES, seconds));
     page.paragraph(
         "The most memory that was resident at once, mapped weights included, and fresh pages mapped, a run.",
     );
