@@ -71,7 +71,7 @@ mod tests {
         let mut entries = vec![entry("", 0, 1_000_000), entry("layer0/ffn/up", 0, 2_000_000)];
         entries.extend([entry("product", 1, 3_000_000), entry("layer1/add", 0, 4_000_000)]);
         entries.extend([entry("layer0/add", 0, 5_000_000), entry("open", 2, 6_000_000)]);
-        let profile = WorkProfile { entries };
+        let profile = WorkProfile { entries, changes: 0 };
         let mut layers = Layers::default();
         layers.add(&[WorkProfile::default(), profile.clone(), profile.clone()]);
         layers.add(&[WorkProfile::default(), profile, WorkProfile::default()]);
