@@ -8,6 +8,8 @@ use tercet_core::{Cost, PairSeeds, Result, Session};
 use tercet_net::{Meter, PartyId, Transport, TransportError, memory_world};
 use tercet_ring::{Pool, Seed};
 
+use crate::replay::{Frame, Recorded};
+
 /// Settings of a world.
 pub struct World {
     deadline: Duration,
@@ -54,19 +56,35 @@ impl World {
     /// # Panics
     /// Where a party fails, or the parties disagree on what travelled.
     pub fn run<R: Send>(&self, program: impl Fn(&mut Session) -> Result<R> + Sync) -> Run<R> {
-        let [first, second] =
-            self.seeds.map_or_else(|| [Seed::random(), Seed::random()], |seeds| seeds.map(Seed::from_bytes));
-        let copy = |seed: &Seed| Some(Seed::from_bytes(*seed.as_bytes()));
-        let logs: [Arc<Mutex<Vec<u8>>>; 3] = Default::default();
+        self.log(program, self.recorded).0
+    }
+
+    /// As [`World::run`], and gives each party's part of it, to be run again alone.
+    ///
+    /// # Panics
+    /// As [`World::run`].
+    pub fn record<R: Send>(&self, program: impl Fn(&mut Session) -> Result<R> + Sync) -> (Run<R>, [Recorded; 3]) {
+        let (run, seeds, logs) = self.log(program, true);
+        (run, PartyId::ALL.map(|party| Recorded::new(party, seeds, &logs)))
+    }
+
+    /// A run, its seeds, and what each party received where that is wanted.
+    fn log<R: Send>(
+        &self,
+        program: impl Fn(&mut Session) -> Result<R> + Sync,
+        wanted: bool,
+    ) -> (Run<R>, [[u8; 32]; 2], [Vec<Frame>; 3]) {
+        let seeds = self.seeds.unwrap_or_else(|| [*Seed::random().as_bytes(), *Seed::random().as_bytes()]);
+        let logs: [Log; 3] = Default::default();
         let transports = memory_world(self.deadline);
         let program = &program;
         let finished: Vec<(R, Cost)> = std::thread::scope(|scope| {
-            let run = |(transport, log): (_, &Arc<Mutex<Vec<u8>>>)| {
-                let seeds = PairSeeds { first: copy(&first), second: copy(&second) };
-                let recording = Recording { inner: transport, log: self.recorded.then(|| log.clone()) };
+            let run = |(transport, log): (_, &Log)| {
+                let [first, second] = seeds.map(|seed| Some(Seed::from_bytes(seed)));
+                let logging = Logging { inner: transport, log: wanted.then(|| log.clone()) };
                 let pool = self.pool.clone();
                 scope.spawn(move || {
-                    let mut session = Session::new(Box::new(recording), &seeds, pool)?;
+                    let mut session = Session::new(Box::new(logging), &PairSeeds { first, second }, pool)?;
                     let outcome = program(&mut session).and_then(|r| session.finish().map(|()| r));
                     if let Err(error) = &outcome {
                         session.abort(&error.to_string());
@@ -81,8 +99,10 @@ impl World {
         });
         let cost = merged(&finished.iter().map(|(_, cost)| *cost).collect::<Vec<_>>());
         let outputs: Vec<R> = finished.into_iter().map(|(r, _)| r).collect();
-        let received = logs.map(|log| std::mem::take(&mut *log.lock().expect("no party panicked")));
-        Run { outputs: outputs.try_into().unwrap_or_else(|_| unreachable!("three parties")), cost, received }
+        let logs = logs.map(|log| std::mem::take(&mut *log.lock().expect("no party panicked")));
+        let received = logs.each_ref().map(|log| log.iter().flat_map(|frame| &frame.payload).copied().collect());
+        let run = Run { outputs: outputs.try_into().unwrap_or_else(|_| unreachable!("three parties")), cost, received };
+        (run, seeds, logs)
     }
 }
 
@@ -101,13 +121,16 @@ fn merged(views: &[Cost]) -> Cost {
     all
 }
 
+/// What a party received, in the order in which it asked for it.
+type Log = Arc<Mutex<Vec<Frame>>>;
+
 /// A transport that keeps what it receives.
-struct Recording<T> {
+struct Logging<T> {
     inner: T,
-    log: Option<Arc<Mutex<Vec<u8>>>>,
+    log: Option<Log>,
 }
 
-impl<T: Transport> Transport for Recording<T> {
+impl<T: Transport> Transport for Logging<T> {
     fn party(&self) -> PartyId {
         self.inner.party()
     }
@@ -119,7 +142,7 @@ impl<T: Transport> Transport for Recording<T> {
     fn recv(&mut self, from: PartyId, tag: u64) -> std::result::Result<Bytes, TransportError> {
         let payload = self.inner.recv(from, tag)?;
         if let Some(Ok(mut log)) = self.log.as_ref().map(|log| log.lock()) {
-            log.extend_from_slice(&payload);
+            log.push(Frame { from, to: self.party(), tag, payload: payload.clone() });
         }
         Ok(payload)
     }
