@@ -1,9 +1,9 @@
 //! The kernels of the ring, each beside its limit: products beside multiply-adds in registers, masks beside AES in
-//! registers, packing and encoding beside memory copy (lanes read or written plus packed bytes, against bytes copied from plus
-//! bytes copied to).
+//! registers, packing and encoding beside memory copy (lanes read or written plus packed bytes, against bytes copied
+//! from plus bytes copied to).
 //!
-//! `cargo bench -p tercet-benches --bench ring`, with `TERCET_SIMD=avx2` or `portable` for the other forms, with `-- --quick` for
-//! less time and precision, with `-- pack` for a part of it.
+//! `cargo bench -p tercet-benches --bench ring`, with `TERCET_SIMD=avx2` or `portable` for the other forms, with `--
+//! --quick` for less time and precision, with `-- pack` for a part of it.
 
 use std::hint::black_box;
 
@@ -27,7 +27,8 @@ fn random<E: Element>(stream: u64, len: usize) -> Vec<E> {
 fn products<E: Element>(c: &mut Criterion, ledger: &mut Ledger) {
     let pool = Pool::new(1);
     let group = format!("matmul/u{}", E::BITS);
-    // Linear layers of two models and two lengths, one row, and twelve heads of 128 tokens: scores, then the sum over values.
+    // Linear layers of two models and two lengths, one row, and twelve heads of 128 tokens: scores, then the sum over
+    // values.
     for (batch, m, k, n) in [
         (1, 128, 768, 3072),
         (1, 128, 3072, 768),

@@ -2,24 +2,19 @@
 
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use cpu_time::ThreadTime;
 
 /// CPU time of the calling thread, from when it was made on.
-pub struct Clock(Duration);
+pub struct Clock(ThreadTime);
 
 impl Clock {
     /// Starts to count.
     pub fn start() -> Clock {
-        Clock(now())
+        Clock(ThreadTime::now())
     }
 
     /// CPU time that this thread has spent since.
     pub fn elapsed(&self) -> Duration {
-        now().saturating_sub(self.0)
+        self.0.elapsed()
     }
-}
-
-fn now() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

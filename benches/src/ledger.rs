@@ -19,11 +19,13 @@ pub fn criterion() -> Criterion {
 #[derive(Default)]
 pub struct Ledger {
     rows: Vec<Row>,
+    elements: Option<usize>,
 }
 
 struct Row {
     name: String,
     limit: Limit,
+    elements: Option<usize>,
     /// Seconds at the limit and seconds measured, medians.
     seconds: [f64; 2],
     /// The median of their ratios.
@@ -31,6 +33,11 @@ struct Row {
 }
 
 impl Ledger {
+    /// From here on the table gives the time an element, of which each turn has so many.
+    pub fn elements(&mut self, count: usize) {
+        self.elements = Some(count);
+    }
+
     /// Measures the CPU time of `work` on the calling thread.
     pub fn bench(&mut self, c: &mut Criterion, group: &str, id: &str, limit: Limit, mut work: impl FnMut()) {
         self.bench_timed(c, group, id, limit, |count| {
@@ -74,7 +81,8 @@ impl Ledger {
         }
         let of = |value: &dyn Fn(&[f64; 2]) -> f64| median(samples.iter().map(value).collect());
         let seconds = [of(&|s| s[0]), of(&|s| s[1])];
-        self.rows.push(Row { name: format!("{group}/{id}"), limit, seconds, ratio: of(&|s| s[0] / s[1]) });
+        let (name, ratio) = (format!("{group}/{id}"), of(&|s| s[0] / s[1]));
+        self.rows.push(Row { name, limit, elements: self.elements, seconds, ratio });
     }
 
     /// Prints the table: the rate at the limit, the rate measured, their ratio.
@@ -82,10 +90,11 @@ impl Ledger {
         if self.rows.is_empty() {
             return;
         }
-        println!("{:44} {:>14}  {:>8} {:>8} {:7} {:>6}", "", "limit", "limit", "measured", "", "ratio");
-        for Row { name, limit, seconds, ratio } in &self.rows {
+        println!("{:36} {:>18}  {:>8} {:>8} {:7} {:>6}", "", "limit", "limit", "measured", "", "ratio");
+        for Row { name, limit, elements, seconds, ratio } in &self.rows {
             let [most, rate] = seconds.map(|s| limit.amount() / s / 1e9);
-            println!("{name:44} {:>14}  {most:8.2} {rate:8.2} {:7} {ratio:6.3}", limit.name(), limit.unit());
+            let each = elements.map(|n| format!("{:9.3} ns/element", seconds[1] * 1e9 / n as f64)).unwrap_or_default();
+            println!("{name:36} {:>18}  {most:8.2} {rate:8.2} {:7} {ratio:6.3} {each}", limit.name(), limit.unit());
         }
     }
 }
