@@ -119,7 +119,8 @@ impl AsyncUdpSocket for ShapedSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.line.enter(transmit, Instant::now())
+        // The clock is read under the lock: what enters later must not arrive sooner.
+        self.line.enter(self.line.lock(), transmit, Instant::now())
     }
 
     fn poll_recv(
@@ -181,8 +182,7 @@ impl Line {
     }
 
     /// Takes a batch of datagrams onto its link, whole, or refuses it because the link's queue is full.
-    fn enter(&self, transmit: &Transmit<'_>, now: Instant) -> io::Result<()> {
-        let mut state = self.lock();
+    fn enter(&self, mut state: MutexGuard<'_, State>, transmit: &Transmit<'_>, now: Instant) -> io::Result<()> {
         let State { links, flight, sent, .. } = &mut *state;
         let link = links
             .entry(transmit.destination)
@@ -386,11 +386,11 @@ mod tests {
         let line = line(us(5000));
         let t0 = Instant::now();
         // Five datagrams of 100 us and one of 50: two of them fit a burst.
-        line.enter(&batch(1, &[0; 550], Some(100)), t0).unwrap();
+        line.enter(line.lock(), &batch(1, &[0; 550], Some(100)), t0).unwrap();
         // Another link is free, and a datagram longer than a burst stays whole.
-        line.enter(&batch(2, &[0; 1000], None), t0).unwrap();
+        line.enter(line.lock(), &batch(2, &[0; 1000], None), t0).unwrap();
         // The first link is still busy for 450 us.
-        line.enter(&batch(1, &[0; 10], None), t0 + us(100)).unwrap();
+        line.enter(line.lock(), &batch(1, &[0; 10], None), t0 + us(100)).unwrap();
         let state = line.lock();
         let seen = state.flight.iter().map(|((due, _), burst)| {
             (*due - t0, burst.destination.port(), burst.bytes.len(), burst.segment, burst.prompt)
@@ -418,18 +418,18 @@ mod tests {
         // The clock of this test is ahead, so that what is queued stays queued.
         let t0 = Instant::now() + Duration::from_secs(1000);
         writable(false);
-        line.enter(&batch(1, &[0; 4000], None), t0).unwrap();
-        line.enter(&batch(1, &[0; 4000], None), t0).unwrap();
-        let full = line.enter(&batch(1, &[0; 1], None), t0).unwrap_err();
+        line.enter(line.lock(), &batch(1, &[0; 4000], None), t0).unwrap();
+        line.enter(line.lock(), &batch(1, &[0; 4000], None), t0).unwrap();
+        let full = line.enter(line.lock(), &batch(1, &[0; 1], None), t0).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         writable(true);
         writable(true);
         assert_eq!(line.lock().links[&to(1)].waiting.len(), 1, "a sender waits once");
-        line.enter(&batch(2, &[0; 1], None), t0).unwrap();
+        line.enter(line.lock(), &batch(2, &[0; 1], None), t0).unwrap();
         // Half a queue later there is room; with no thread to wake it, the sender asks.
         assert!(line.waits(to(1), &waker, t0 + us(5999)));
         assert!(!line.waits(to(1), &waker, t0 + us(6000)));
-        line.enter(&batch(1, &[0; 1], None), t0 + us(4000)).unwrap();
+        line.enter(line.lock(), &batch(1, &[0; 1], None), t0 + us(4000)).unwrap();
         assert_eq!(woken.0.load(Ordering::SeqCst), 0);
     }
 
