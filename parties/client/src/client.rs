@@ -369,7 +369,9 @@ impl RequestUsage {
         self.batched = self.batched.max(node.batched);
         self.rounds = self.rounds.max(node.rounds);
         let counted = [(&mut self.bytes, &node.bytes), (&mut self.frames, &node.frames)];
-        for (all, seen) in counted.into_iter().flat_map(|(all, seen)| all.iter_mut().flatten().zip(seen.iter().flatten())) {
+        for (all, seen) in
+            counted.into_iter().flat_map(|(all, seen)| all.iter_mut().flatten().zip(seen.iter().flatten()))
+        {
             *all = (*all).max(*seen);
         }
         self.session = self.session.max(Duration::from_millis(node.session_ms.into()));

@@ -49,7 +49,7 @@ fn norm_spec(ring_out: u32) -> NormSpec {
         square_shift: 12,
         epsilon: 1,
         v_shift: 6,
-        inverse: InverseSpec::new(0.5, 10, 24, 6, 64, ring_out, 22),
+        inverse: InverseSpec::new(0.5, 9, 24, 6, 64, ring_out, 22),
         truncate: 0,
         ring: 32,
     };
