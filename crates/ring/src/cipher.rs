@@ -1,8 +1,8 @@
 //! AES-128 on many blocks at once.
 //!
 //! The `aes` crate does the work everywhere; where the machine has VAES on 512-bit vectors, a kernel of our own keeps 32
-//! blocks in registers and makes counters, or feeds the input forward, without another pass over memory. Both give the
-//! same bytes, in constant time.
+//! blocks in registers and makes counters and combines the result with what is there, or feeds the input forward, without
+//! another pass over memory. Both give the same bytes, in constant time.
 #![allow(unsafe_code)]
 
 use aes::Aes128;
@@ -12,6 +12,50 @@ use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
 pub(crate) const BLOCK: usize = 16;
 /// Blocks that the portable form makes at a time, so that they stay in the first cache.
 const BATCH: usize = 256;
+
+/// What becomes of the bytes that counter mode makes, where `out` has something of as many bytes. Lanes are little-endian.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Use {
+    /// They are written over it.
+    Write,
+    /// Their low bits are, of each 32-bit lane those in this mask.
+    Low32(u32),
+    /// Likewise of each 64-bit lane.
+    Low64(u64),
+    /// Exclusive or.
+    Xor,
+    /// Added to it, in 32-bit lanes.
+    Add32,
+    /// Added to it, in 64-bit lanes.
+    Add64,
+    /// Taken from it, in 32-bit lanes.
+    Subtract32,
+    /// Taken from it, in 64-bit lanes.
+    Subtract64,
+}
+
+impl Use {
+    /// Combines whole lanes.
+    #[inline(always)]
+    pub(crate) fn apply(self, made: &[u8], out: &mut [u8]) {
+        fn lanes<const N: usize>(made: &[u8], out: &mut [u8], f: impl Fn([u8; N], [u8; N]) -> [u8; N]) {
+            let (out, made) = (out.as_chunks_mut::<N>().0, made.as_chunks::<N>().0);
+            out.iter_mut().zip(made).for_each(|(out, made)| *out = f(*out, *made));
+        }
+        let narrow = |f: fn(u32, u32) -> u32| move |a, b| f(u32::from_le_bytes(a), u32::from_le_bytes(b)).to_le_bytes();
+        let wide = |f: fn(u64, u64) -> u64| move |a, b| f(u64::from_le_bytes(a), u64::from_le_bytes(b)).to_le_bytes();
+        match self {
+            Use::Write => out.copy_from_slice(made),
+            Use::Low32(mask) => lanes(made, out, |_, b| (u32::from_le_bytes(b) & mask).to_le_bytes()),
+            Use::Low64(mask) => lanes(made, out, |_, b| (u64::from_le_bytes(b) & mask).to_le_bytes()),
+            Use::Xor => out.iter_mut().zip(made).for_each(|(a, b)| *a ^= b),
+            Use::Add32 => lanes(made, out, narrow(u32::wrapping_add)),
+            Use::Add64 => lanes(made, out, wide(u64::wrapping_add)),
+            Use::Subtract32 => lanes(made, out, narrow(u32::wrapping_sub)),
+            Use::Subtract64 => lanes(made, out, wide(u64::wrapping_sub)),
+        }
+    }
+}
 
 /// An expanded key.
 #[derive(Clone)]
@@ -30,19 +74,21 @@ impl Cipher {
         }
     }
 
-    /// Writes `AES(stream || i)` for `i` from `first` on, both numbers as 64-bit big-endian: AES-CTR.
-    pub(crate) fn counter_mode(&self, stream: u64, first: u64, out: &mut [[u8; BLOCK]]) {
+    /// Makes `AES(stream || i)` for `i` from `first` on, both numbers as 64-bit big-endian (AES-CTR), and puts it to use.
+    pub(crate) fn counter_mode(&self, stream: u64, first: u64, out: &mut [[u8; BLOCK]], to: Use) {
         #[cfg(target_arch = "x86_64")]
         if let Some(keys) = &self.wide {
-            return keys.counter_mode(stream, first, out);
+            return keys.counter_mode(stream, first, out, to);
         }
-        let mut next = first;
+        let (mut next, mut made) = (first, [[0; BLOCK]; BATCH]);
         for batch in out.chunks_mut(BATCH) {
-            for block in &mut *batch {
+            let made = &mut made[..batch.len()];
+            for block in &mut *made {
                 *block = counter(stream, next);
                 next = next.wrapping_add(1);
             }
-            self.portable.encrypt_blocks(Array::cast_slice_from_core_mut(batch));
+            self.portable.encrypt_blocks(Array::cast_slice_from_core_mut(made));
+            crate::simd::run!(|| to.apply(made.as_flattened(), batch.as_flattened_mut()));
         }
     }
 
@@ -79,7 +125,7 @@ mod vaes {
 
     use zeroize::{Zeroize, ZeroizeOnDrop};
 
-    use super::BLOCK;
+    use super::{BLOCK, Use};
     use crate::simd::Isa;
 
     /// Blocks in a vector.
@@ -107,9 +153,9 @@ mod vaes {
             available().then(|| unsafe { expand(key) })
         }
 
-        pub(super) fn counter_mode(&self, stream: u64, first: u64, out: &mut [[u8; BLOCK]]) {
+        pub(super) fn counter_mode(&self, stream: u64, first: u64, out: &mut [[u8; BLOCK]], to: Use) {
             // SAFETY: `Keys` are made only on a machine that has the instructions.
-            unsafe { counter_mode(self, stream, first, out) }
+            unsafe { counter_mode(self, stream, first, out, to) }
         }
 
         pub(super) fn feed_forward(&self, input: &[u128], out: &mut [u128]) {
@@ -166,9 +212,36 @@ mod vaes {
         x
     }
 
-    /// Blocks that fill vectors first; the rest comes out of a last vector of its own.
     #[target_feature(enable = "avx512f,avx512bw,vaes")]
-    fn counter_mode(keys: &Keys, stream: u64, first: u64, out: &mut [[u8; BLOCK]]) {
+    fn counter_mode(keys: &Keys, stream: u64, first: u64, out: &mut [[u8; BLOCK]], to: Use) {
+        match to {
+            Use::Write => counters(keys, stream, first, out, |_, made| made),
+            Use::Low32(mask) => {
+                let mask = _mm512_set1_epi32(mask as i32);
+                counters(keys, stream, first, out, |_, made| _mm512_and_si512(made, mask));
+            }
+            Use::Low64(mask) => {
+                let mask = _mm512_set1_epi64(mask as i64);
+                counters(keys, stream, first, out, |_, made| _mm512_and_si512(made, mask));
+            }
+            Use::Xor => counters(keys, stream, first, out, |old, made| _mm512_xor_si512(old, made)),
+            Use::Add32 => counters(keys, stream, first, out, |old, made| _mm512_add_epi32(old, made)),
+            Use::Add64 => counters(keys, stream, first, out, |old, made| _mm512_add_epi64(old, made)),
+            Use::Subtract32 => counters(keys, stream, first, out, |old, made| _mm512_sub_epi32(old, made)),
+            Use::Subtract64 => counters(keys, stream, first, out, |old, made| _mm512_sub_epi64(old, made)),
+        }
+    }
+
+    /// Blocks that fill vectors first; the rest comes out of last vectors of its own. `to` gets what is there and what is
+    /// made; where it does not look at the former, it is not read.
+    #[target_feature(enable = "avx512f,avx512bw,vaes")]
+    fn counters(
+        keys: &Keys,
+        stream: u64,
+        first: u64,
+        out: &mut [[u8; BLOCK]],
+        to: impl Fn(__m512i, __m512i) -> __m512i,
+    ) {
         let keys = broadcast(keys);
         let reverse = _mm512_broadcast_i32x4(_mm_set_epi8(8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
         let step = _mm512_set_epi64(4, 0, 4, 0, 4, 0, 4, 0);
@@ -184,15 +257,22 @@ mod vaes {
             }
             for (i, x) in encrypt(&keys, x).into_iter().enumerate() {
                 // SAFETY: the flight has `FLIGHT` times four blocks.
-                unsafe { _mm512_storeu_si512(flight.as_mut_ptr().add(i * LANES).cast(), x) };
+                unsafe {
+                    let at = flight.as_mut_ptr().add(i * LANES).cast();
+                    _mm512_storeu_si512(at, to(_mm512_loadu_si512(at.cast_const()), x));
+                }
             }
         }
         for rest in flights.into_remainder().chunks_mut(LANES) {
             let [x] = encrypt(&keys, [_mm512_shuffle_epi8(next, reverse)]);
             next = _mm512_add_epi64(next, step);
             let mut blocks = [[0; BLOCK]; LANES];
+            blocks[..rest.len()].copy_from_slice(rest);
             // SAFETY: four blocks.
-            unsafe { _mm512_storeu_si512(blocks.as_mut_ptr().cast(), x) };
+            unsafe {
+                let at = blocks.as_mut_ptr().cast();
+                _mm512_storeu_si512(at, to(_mm512_loadu_si512(at.cast_const()), x));
+            }
             rest.copy_from_slice(&blocks[..rest.len()]);
         }
     }
@@ -247,8 +327,8 @@ mod tests {
             for first in [0, 77, u64::MAX - 20] {
                 let mut a = vec![[0; BLOCK]; len];
                 let mut b = a.clone();
-                fast.counter_mode(0x0102_0304_0506_0708, first, &mut a);
-                portable().counter_mode(0x0102_0304_0506_0708, first, &mut b);
+                fast.counter_mode(0x0102_0304_0506_0708, first, &mut a, Use::Write);
+                portable().counter_mode(0x0102_0304_0506_0708, first, &mut b, Use::Write);
                 assert!(a == b, "{len} counters from {first}");
             }
             let input: Vec<u128> = (0..len as u128).map(|i| i * 0x0123_4567_89ab_cdef_0011_2233_4455_6677).collect();
@@ -260,12 +340,49 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_use_is_what_it_says_in_both_forms() {
+        let lanes32 = |f: fn(u32, u32) -> u32| {
+            move |a: u64, b: u64| {
+                u64::from(f(a as u32, b as u32)) | u64::from(f((a >> 32) as u32, (b >> 32) as u32)) << 32
+            }
+        };
+        type Lane = Box<dyn Fn(u64, u64) -> u64>;
+        let uses: [(Use, Lane); 8] = [
+            (Use::Write, Box::new(|_, b| b)),
+            (Use::Low32(0xfff), Box::new(|_, b| b & 0x0000_0fff_0000_0fff)),
+            (Use::Low64(0x3_ffff_ffff_ffff), Box::new(|_, b| b & 0x3_ffff_ffff_ffff)),
+            (Use::Xor, Box::new(|a, b| a ^ b)),
+            (Use::Add32, Box::new(lanes32(u32::wrapping_add))),
+            (Use::Add64, Box::new(u64::wrapping_add)),
+            (Use::Subtract32, Box::new(lanes32(u32::wrapping_sub))),
+            (Use::Subtract64, Box::new(u64::wrapping_sub)),
+        ];
+        let fast = Cipher::new(b"a key of a block");
+        for len in [1, 3, 4, 5, 31, 32, 33, 75, 300] {
+            let there: Vec<[u8; BLOCK]> = (0..len).map(|i| counter(i * 0x9e37_79b9_7f4a_7c15, !i)).collect();
+            let mut made = vec![[0; BLOCK]; len as usize];
+            portable().counter_mode(5, 6, &mut made, Use::Write);
+            for (to, lane) in &uses {
+                let half = |block: &[u8; BLOCK], i: usize| u64::from_le_bytes(block.as_chunks().0[i]);
+                let pairs = there.iter().zip(&made).map(|(a, b)| [0, 1].map(|i| lane(half(a, i), half(b, i))));
+                let expected: Vec<[u64; 2]> = pairs.collect();
+                for cipher in [&fast, &portable()] {
+                    let mut out = there.clone();
+                    cipher.counter_mode(5, 6, &mut out, *to);
+                    let out: Vec<[u64; 2]> = out.iter().map(|block| [0, 1].map(|i| half(block, i))).collect();
+                    assert!(out == expected, "{to:?} of {len} blocks");
+                }
+            }
+        }
+    }
+
     /// FIPS 197, appendix B.
     #[test]
     fn agrees_with_the_standard() {
         let key = 0x2b7e_1516_28ae_d2a6_abf7_1588_09cf_4f3cu128.to_be_bytes();
         let mut out = [[0; BLOCK]];
-        Cipher::new(&key).counter_mode(0x3243_f6a8_885a_308d, 0x3131_98a2_e037_0734, &mut out);
+        Cipher::new(&key).counter_mode(0x3243_f6a8_885a_308d, 0x3131_98a2_e037_0734, &mut out, Use::Write);
         assert_eq!(u128::from_be_bytes(out[0]), 0x3925_841d_02dc_09fb_dc11_8597_196a_0b32);
     }
 }

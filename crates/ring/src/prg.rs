@@ -8,8 +8,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::Element;
-use crate::cipher::{BLOCK, Cipher};
+use crate::cipher::{BLOCK, Cipher, Use};
+use crate::{Element, simd};
+
+/// Bytes drawn at a time by whoever reads them again at once: they and as many others stay in the first cache.
+const BATCH: usize = 1 << 13;
 
 /// 256 bits of secret randomness; wiped when dropped, never printed.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -83,43 +86,93 @@ impl Prg {
 
     /// Writes the first `out.len()` bytes of a stream.
     pub fn fill_bytes(&self, stream: u64, out: &mut [u8]) {
-        self.fill_from(stream, 0, out);
+        self.apply_from(stream, 0, out, Use::Write);
     }
 
     /// Writes elements `first .. first + out.len()` of a stream.
     ///
     /// # Panics
-    /// Where `first` is beyond the `2^64` bytes of a stream that lanes can address.
+    /// Where `first` is beyond the `2^64` bytes of a stream that lanes can address; so do all that take part of a stream.
     pub fn fill<E: Element>(&self, stream: u64, first: u64, out: &mut [E]) {
-        let offset = first.checked_mul(size_of::<E>() as u64).expect("an element inside the stream");
-        self.fill_from(stream, offset, bytemuck::cast_slice_mut(out));
+        self.apply(stream, first, out, Use::Write);
     }
 
-    /// Writes the bytes of a stream from `offset` on.
-    fn fill_from(&self, stream: u64, offset: u64, out: &mut [u8]) {
+    /// Writes the low `k` bits of these elements, the representatives in `[0, 2^k)`.
+    pub fn fill_low<E: Element>(&self, stream: u64, first: u64, k: u32, out: &mut [E]) {
+        let mask = E::mask(k).to_u64();
+        self.apply(stream, first, out, by_lane::<E>(Use::Low32(mask as u32), Use::Low64(mask)));
+    }
+
+    /// Adds these elements to those of `out`, without a pass of their own.
+    pub fn add_to<E: Element>(&self, stream: u64, first: u64, out: &mut [E]) {
+        self.apply(stream, first, out, by_lane::<E>(Use::Add32, Use::Add64));
+    }
+
+    /// Takes these elements from those of `out`, likewise.
+    pub fn subtract_from<E: Element>(&self, stream: u64, first: u64, out: &mut [E]) {
+        self.apply(stream, first, out, by_lane::<E>(Use::Subtract32, Use::Subtract64));
+    }
+
+    /// Exclusive or of these elements into `out`, likewise.
+    pub fn xor_into<E: Element>(&self, stream: u64, first: u64, out: &mut [E]) {
+        self.apply(stream, first, out, Use::Xor);
+    }
+
+    /// Writes these elements to `masks`, and to `sums` what `f` makes of what is there and them, a batch at a time while
+    /// it is in the first cache.
+    ///
+    /// # Panics
+    /// Where the two are not of one length.
+    pub fn fill_and<E: Element>(
+        &self,
+        stream: u64,
+        first: u64,
+        masks: &mut [E],
+        sums: &mut [E],
+        f: impl Fn(E, E) -> E,
+    ) {
+        assert_eq!(masks.len(), sums.len(), "a mask for an element");
+        let batch = BATCH / size_of::<E>();
+        for (i, (masks, sums)) in masks.chunks_mut(batch).zip(sums.chunks_mut(batch)).enumerate() {
+            self.fill(stream, first + (i * batch) as u64, masks);
+            simd::run!(|| sums.iter_mut().zip(&*masks).for_each(|(sum, &mask)| *sum = f(*sum, mask)));
+        }
+    }
+
+    fn apply<E: Element>(&self, stream: u64, first: u64, out: &mut [E], to: Use) {
+        let offset = first.checked_mul(size_of::<E>() as u64).expect("an element inside the stream");
+        self.apply_from(stream, offset, bytemuck::cast_slice_mut(out), to);
+    }
+
+    /// Puts the bytes of a stream from `offset` on to use; `offset` and `out` are of whole lanes.
+    fn apply_from(&self, stream: u64, offset: u64, out: &mut [u8], to: Use) {
         let mut next = offset / BLOCK as u64;
         let skip = (offset % BLOCK as u64) as usize;
         let mut rest = out;
         if skip > 0 {
             let (head, tail) = rest.split_at_mut(rest.len().min(BLOCK - skip));
-            self.part_of_block(stream, next, skip, head);
+            self.part_of_block(stream, next, skip, head, to);
             next += 1;
             rest = tail;
         }
         let (blocks, tail) = rest.as_chunks_mut::<BLOCK>();
-        self.cipher.counter_mode(stream, next, blocks);
+        self.cipher.counter_mode(stream, next, blocks, to);
         next += blocks.len() as u64;
         if !tail.is_empty() {
-            self.part_of_block(stream, next, 0, tail);
+            self.part_of_block(stream, next, 0, tail, to);
         }
     }
 
-    /// Writes bytes of one block from `skip` on.
-    fn part_of_block(&self, stream: u64, i: u64, skip: usize, out: &mut [u8]) {
+    /// Puts bytes of one block from `skip` on to use.
+    fn part_of_block(&self, stream: u64, i: u64, skip: usize, out: &mut [u8], to: Use) {
         let mut block = [[0; BLOCK]];
-        self.cipher.counter_mode(stream, i, &mut block);
-        out.copy_from_slice(&block[0][skip..skip + out.len()]);
+        self.cipher.counter_mode(stream, i, &mut block, Use::Write);
+        to.apply(&block[0][skip..skip + out.len()], out);
     }
+}
+
+fn by_lane<E: Element>(narrow: Use, wide: Use) -> Use {
+    if E::BITS == u32::BITS { narrow } else { wide }
 }
 
 #[cfg(test)]
@@ -178,6 +231,39 @@ mod tests {
             let mut other = vec![E::ZERO; 5000];
             prg().fill(10, 0, &mut other);
             assert!(other.iter().zip(&whole).filter(|(a, b)| a == b).count() < 3, "streams differ");
+        }
+        check::<u32>();
+        check::<u64>();
+    }
+
+    /// Every form that combines gives what a fill and a pass would.
+    #[test]
+    fn combined_forms_agree_with_a_fill_and_a_pass() {
+        fn check<E: Element>() {
+            let mut there = vec![E::ZERO; 5000];
+            prg().fill(1, 0, &mut there);
+            for (first, len) in [(0, 0), (0, 1), (1, 2), (3, 64), (5, 1000), (2, 4099)] {
+                let mut masks = vec![E::ZERO; len];
+                prg().fill(9, first, &mut masks);
+                let expected =
+                    |f: fn(E, E) -> E| -> Vec<E> { there.iter().zip(&masks).map(|(&a, &b)| f(a, b)).collect() };
+                let got = |f: &dyn Fn(&mut [E])| {
+                    let mut out = there[..len].to_vec();
+                    f(&mut out);
+                    out
+                };
+                assert_eq!(got(&|out| prg().add_to(9, first, out)), expected(E::add));
+                assert_eq!(got(&|out| prg().subtract_from(9, first, out)), expected(E::sub));
+                assert_eq!(got(&|out| prg().xor_into(9, first, out)), expected(|a, b| a ^ b));
+                for k in [0, 1, 15, E::BITS - 1, E::BITS] {
+                    let low: Vec<E> = masks.iter().map(|v| v.low(k)).collect();
+                    assert_eq!(got(&|out| prg().fill_low(9, first, k, out)), low);
+                }
+                let mut kept = vec![E::ONE; len];
+                let mut sums = there[..len].to_vec();
+                prg().fill_and(9, first, &mut kept, &mut sums, E::add);
+                assert!(kept == masks && sums == expected(E::add));
+            }
         }
         check::<u32>();
         check::<u64>();
