@@ -42,15 +42,41 @@ impl Prss {
         (party == PartyId::P2 || self.first.is_some()) && (party == PartyId::P1 || self.second.is_some())
     }
 
-    pub(crate) fn draw<E: Element>(&self, stream: u64, first: usize, second: usize) -> Drawn<E> {
-        let fill = |prg: &Option<Prg>, len: usize| {
-            let mut out = Vec::new();
+    /// Runs `work` on each generator that this party holds, and whether it is the one of `P0` and `P1`.
+    pub(crate) fn each(&self, mut work: impl FnMut(&Prg, bool)) {
+        for (prg, with_first) in [(&self.first, true), (&self.second, false)] {
             if let Some(prg) = prg {
-                out.resize(len, E::ZERO);
-                prg.fill(stream, 0, &mut out);
+                work(prg, with_first);
             }
-            out
-        };
-        Drawn { first: fill(&self.first, first), second: fill(&self.second, second) }
+        }
+    }
+
+    pub(crate) fn draw<E: Element>(&self, stream: u64, len: usize) -> Drawn<E> {
+        self.drawn(len, |prg, masks| prg.fill(stream, 0, masks))
+    }
+
+    /// As [`Prss::draw`], and joins the one half that an evaluator draws to its `half`.
+    pub(crate) fn draw_onto<E: Element>(
+        &self,
+        stream: u64,
+        len: usize,
+        half: &mut [E],
+        add: impl Fn(E, E) -> E,
+    ) -> Drawn<E> {
+        if self.first.is_some() && self.second.is_some() {
+            return self.draw(stream, len);
+        }
+        assert_eq!(half.len(), len, "a mask for an element");
+        self.drawn(len, |prg, masks| prg.fill_and(stream, 0, masks, half, &add))
+    }
+
+    fn drawn<E: Element>(&self, len: usize, mut fill: impl FnMut(&Prg, &mut [E])) -> Drawn<E> {
+        let mut drawn = Drawn { first: Vec::new(), second: Vec::new() };
+        self.each(|prg, with_first| {
+            let masks = if with_first { &mut drawn.first } else { &mut drawn.second };
+            masks.resize(len, E::ZERO);
+            fill(prg, masks);
+        });
+        drawn
     }
 }

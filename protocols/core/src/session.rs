@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use tercet_net::{PartyId, Transport, Work, WorkProfile};
-use tercet_ring::{Element, Pool, pack};
+use tercet_ring::{Element, Pool, Prg, pack};
 
 use crate::cost::split_deal;
 use crate::profile::Profiler;
@@ -120,7 +120,14 @@ impl Session {
     /// Fresh masks of `len` elements: uniform lanes, of which the halves that this party knows are filled.
     pub fn draw<E: Element>(&mut self, len: usize) -> Drawn<E> {
         let step = self.step();
-        self.timed(Work::Randomness, |s| s.prss.draw(step.number, len, len))
+        self.timed(Work::Randomness, |s| s.prss.draw(step.number, len))
+    }
+
+    /// Fresh masks as from [`Session::draw`], one for each element of `half`, to which `add` joins this evaluator's while it is
+    /// at hand. The helper passes nothing, and how many there are in `len`.
+    pub fn draw_onto<E: Element>(&mut self, len: usize, half: &mut [E], add: impl Fn(E, E) -> E) -> Drawn<E> {
+        let step = self.step();
+        self.timed(Work::Randomness, |s| s.prss.draw_onto(step.number, len, half, add))
     }
 
     /// The helper hands out a fresh additive sharing, modulo `2^bits`, of `len` values that it knows. Returns this
@@ -134,7 +141,7 @@ impl Session {
         bits: u32,
         values: impl FnOnce(&mut Session) -> Vec<E>,
     ) -> Result<Vec<E>> {
-        self.deal_with(len, bits, values, E::sub)
+        self.deal_with(len, bits, values, Prg::subtract_from)
     }
 
     /// As [`Session::deal`], but the halves add up by exclusive or.
@@ -144,7 +151,7 @@ impl Session {
         bits: u32,
         values: impl FnOnce(&mut Session) -> Vec<E>,
     ) -> Result<Vec<E>> {
-        self.deal_with(len, bits, values, |v, a| v ^ a)
+        self.deal_with(len, bits, values, Prg::xor_into)
     }
 
     fn deal_with<E: Element>(
@@ -152,48 +159,40 @@ impl Session {
         len: usize,
         bits: u32,
         values: impl FnOnce(&mut Session) -> Vec<E>,
-        subtract: impl Fn(E, E) -> E,
+        subtract: impl Fn(&Prg, u64, u64, &mut [E]),
     ) -> Result<Vec<E>> {
         let step = self.step();
         let (to_second, to_first) = split_deal(len);
-        let mut drawn: Drawn<E> = self.timed(Work::Randomness, |s| s.prss.draw(step.number, to_second, to_first));
         if self.party == PartyId::P0 {
             let mut values = values(self);
             assert_eq!(values.len(), len, "dealt values");
-            tercet_ring::simd::run!(|| {
-                values.iter_mut().zip(drawn.first.iter().chain(&drawn.second)).for_each(|(v, &a)| *v = subtract(*v, a));
+            let (first, second) = values.split_at_mut(to_second);
+            self.timed(Work::Randomness, |s| {
+                s.prss.each(|prg, with_first| {
+                    subtract(prg, step.number, 0, if with_first { &mut *first } else { &mut *second });
+                })
             });
-            self.send(PartyId::P2, step, &values[..to_second], bits)?;
+            self.send(PartyId::P2, step, first, bits)?;
             if to_first > 0 {
-                self.send(PartyId::P1, step, &values[to_second..], bits)?;
+                self.send(PartyId::P1, step, second, bits)?;
             }
             return Ok(Vec::new());
         }
-        let reduce = |half: &mut [E]| tercet_ring::simd::run!(|| half.iter_mut().for_each(|v| *v = v.low(bits)));
-        if self.party == PartyId::P1 {
-            let mut half = std::mem::take(&mut drawn.first);
-            reduce(&mut half);
-            if to_first > 0 {
-                half.resize(len, E::ZERO);
-                self.receive(PartyId::P0, step, &mut half[to_second..], bits)?;
-            }
-            return Ok(half);
-        }
         let mut half = vec![E::ZERO; len];
-        self.receive(PartyId::P0, step, &mut half[..to_second], bits)?;
-        reduce(&mut drawn.second);
-        half[to_second..].copy_from_slice(&drawn.second);
+        let (first, second) = half.split_at_mut(to_second);
+        let (drawn, received) = if self.party == PartyId::P1 { (first, second) } else { (second, first) };
+        self.timed(Work::Randomness, |s| s.prss.each(|prg, _| prg.fill_low(step.number, 0, bits, drawn)));
+        // P1 has nothing to wait for where all was drawn with it; P2 always has a frame.
+        if self.party == PartyId::P2 || to_first > 0 {
+            self.receive(PartyId::P0, step, received, bits)?;
+        }
         Ok(half)
     }
 
     /// Starts an exchange between the evaluators: this one's `values`, `bits` bits each, go to the other. At the helper it
     /// counts the round and does nothing else.
     pub fn post<E: Element>(&mut self, values: &[E], bits: u32) -> Result<Posted> {
-        let payload = self.timed(Work::Packing, |_| {
-            let mut payload = Vec::with_capacity(pack::packed_len(values.len(), bits));
-            pack::pack(values, bits, &mut payload);
-            payload
-        });
+        let payload = self.packed(values, bits);
         self.post_bytes(payload)
     }
 
@@ -267,12 +266,17 @@ impl Session {
     }
 
     fn send<E: Element>(&mut self, to: PartyId, step: Step, values: &[E], bits: u32) -> Result<()> {
-        let payload = self.timed(Work::Packing, |_| {
-            let mut payload = Vec::with_capacity(pack::packed_len(values.len(), bits));
+        let payload = self.packed(values, bits);
+        self.send_bytes(to, step, payload.into())
+    }
+
+    /// The payload of a frame: allocated once, with the room that packing in blocks asks for beyond the last byte.
+    fn packed<E: Element>(&mut self, values: &[E], bits: u32) -> Vec<u8> {
+        self.timed(Work::Packing, |_| {
+            let mut payload = Vec::with_capacity(pack::packed_len(values.len(), bits) + size_of::<[u64; 8]>());
             pack::pack(values, bits, &mut payload);
             payload
-        });
-        self.send_bytes(to, step, payload.into())
+        })
     }
 
     fn send_bytes(&mut self, to: PartyId, step: Step, payload: Bytes) -> Result<()> {

@@ -112,11 +112,12 @@ pub fn remask_cost(planes: usize, len: usize) -> Cost {
 /// An evaluator receives the other's half under a uniform mask. The helper passes the number of planes alone.
 pub fn post_remask(s: &mut Session, planes: usize, len: usize, halves: Vec<Plane>) -> Result<Remasking> {
     s.scope("remask", |s| {
-        let masks = s.draw::<u64>(planes * words(len));
+        let mut sum = halves.concat();
+        let masks = s.draw_onto(planes * words(len), &mut sum, |half, mask| half ^ mask);
         let held = match s.party() {
             PartyId::P0 => [masks.first, masks.second],
-            PartyId::P1 => [masked(halves, &masks.first), masks.first],
-            PartyId::P2 => [masked(halves, &masks.second), masks.second],
+            PartyId::P1 => [sum, masks.first],
+            PartyId::P2 => [sum, masks.second],
         };
         let payload = if s.is_helper() { Vec::new() } else { to_bytes(&held[0], len) };
         let posted = s.post_bytes(payload)?;
@@ -137,13 +138,6 @@ impl Remasking {
         let pairs = first.chunks(count).zip(second.chunks(count));
         Ok(pairs.map(|(a, b)| MaskedBits::new(party, len, [a.to_vec(), b.to_vec()])).collect())
     }
-}
-
-fn masked(halves: Vec<Plane>, masks: &[u64]) -> Plane {
-    let mut all = halves.concat();
-    assert_eq!(all.len(), masks.len(), "planes to re-mask");
-    all.iter_mut().zip(masks).for_each(|(a, m)| *a ^= m);
-    all
 }
 
 /// Whole bytes of every plane; the unused bits of a last byte carry mask bits.

@@ -12,7 +12,7 @@ use tercet_core::{Cost, Posted, Result, Session};
 use tercet_net::PartyId;
 use tercet_ring::{Element, Tensor};
 
-use crate::masked::{Additive, Masked, zip};
+use crate::masked::{Additive, Masked};
 
 /// A truncation whose exchange is on the way.
 #[must_use]
@@ -34,12 +34,13 @@ pub fn cost(len: usize, by: u32, ring: u32) -> Cost {
 pub fn post<E: Element>(s: &mut Session, z: Additive<E>, by: u32, ring: u32) -> Result<Truncation<E>> {
     assert!(ring + by <= E::BITS, "truncation needs {} bits", ring + by);
     s.scope("truncate", |s| {
-        let shape = z.shape().to_vec();
-        let masks = s.draw::<E>(z.len());
+        let (shape, len) = (z.shape().to_vec(), z.len());
+        let mut sum = z.into_half();
+        let masks = s.draw_onto(len, &mut sum, E::add);
         let held = match s.party() {
             PartyId::P0 => [masks.first, masks.second],
-            PartyId::P1 => [zip(z.half(), &masks.first, E::add), masks.first],
-            PartyId::P2 => [zip(z.half(), &masks.second, E::add), masks.second],
+            PartyId::P1 => [sum, masks.first],
+            PartyId::P2 => [sum, masks.second],
         };
         let sent: &[E] = if s.is_helper() { &[] } else { &held[0] };
         let posted = s.post(sent, ring + by)?;
