@@ -85,15 +85,23 @@ fn gated<E: Element, F: Element>(
 ) -> Result<Masked<E>> {
     let inner = gate.inner_ring(x.ring(), odd);
     let edge = i64::from(gate.edge) << frac.min(GATE_FRAC);
-    let coarse: Masked<u32> = x.low::<E>(gate.compare_ring).shift(coarsen(frac));
+    let coarse: Masked<u32> = x.shift_low(gate.compare_ring, coarsen(frac));
     let flags = compare::post(s, &coarse, 1, &[-edge, edge])?;
     let body = series::<E, F>(s, x, frac, gate)?;
     let body = truncate::post(s, body, series_truncate(gate, frac), gate.body_ring)?;
 
     let flags = flags.next(s)?;
-    let body: Masked<F> = body.finish(s)?;
-    let doubled = body.times(2);
-    let body = if odd { doubled } else { doubled.add(&x.low(gate.body_ring)) };
+    let mut body: Masked<F> = body.finish(s)?;
+    for (body, x) in body.planes_mut().iter_mut().zip(x.planes()) {
+        let (body, x) = (body.data_mut(), x.data());
+        simd::run!(|| {
+            if odd {
+                body.iter_mut().for_each(|h| *h = *h << 1);
+            } else {
+                body.iter_mut().zip(x).for_each(|(h, x)| *h = (*h << 1).add(F::from_u64(x.to_u64())));
+            }
+        });
+    }
     let body = extend::post::<F, F>(s, &body, inner)?;
 
     let [low, high]: [MaskedBits; 2] = flags.finish(s)?.try_into().map_err(|_| two_flags())?;
@@ -103,7 +111,7 @@ fn gated<E: Element, F: Element>(
         let chosen = select_sum(s, &[Term::of(&inside, &body)], inner)?;
         chosen.add(&signs::<F>(s, &low, &high, inner, frac + 1)?)
     } else {
-        let doubled = x.low::<F>(inner - 1).scale_up(1);
+        let doubled: Masked<F> = x.each(inner, |plane| plane.map(|v| F::from_u64(v.to_u64()) << 1));
         select_sum(s, &[Term::of(&inside, &body), Term::of(&high, &doubled)], inner)?
     };
     let result: Masked<E> = truncate::truncate(s, sum.reshape(x.shape()), 1, inner - 1)?;

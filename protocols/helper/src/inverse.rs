@@ -44,7 +44,7 @@ fn compare_ring(spec: &InverseSpec) -> u32 {
 pub fn post<E: Element>(s: &mut Session, v: &Masked<E>, spec: &InverseSpec) -> Result<Inverse> {
     s.scope("inverse", |s| {
         let by = spec.coarsen();
-        let coarse: Masked<u32> = v.low::<E>(spec.high + 2).shift(by);
+        let coarse: Masked<u32> = v.shift_low(spec.high + 2, by);
         let edges: Vec<i64> =
             spec.segments.edges.iter().map(|&e| (e + if by > 0 { 1 << (by - 1) } else { 0 }) >> by).collect();
         Ok(Inverse(compare::post(s, &coarse, 1, &edges)?))

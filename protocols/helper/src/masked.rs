@@ -163,7 +163,12 @@ impl<E: Element> Masked<E> {
     /// Divides by `2^by` and leaves a ring smaller by as many bits. Free; the result is off by at most one unit, because
     /// the carries of the three dropped parts are dropped too.
     pub fn shift<F: Element>(&self, by: u32) -> Masked<F> {
-        let ring = self.ring;
+        self.shift_low(self.ring, by)
+    }
+
+    /// As [`Masked::shift`] of what [`Masked::low`] gives, in one pass.
+    pub fn shift_low<F: Element>(&self, ring: u32, by: u32) -> Masked<F> {
+        assert!(ring <= self.ring, "low({ring}) of a ring of {}", self.ring);
         self.each(ring - by, |plane| plane.map(|v| F::from_u64((v.low(ring) >> by).to_u64())))
     }
 

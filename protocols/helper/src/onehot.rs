@@ -162,12 +162,9 @@ impl OneHots {
                     equal.extend(e.chunks(planes).map(<[u64]>::to_vec));
                 }
                 Cut::Eight => {
-                    let at = |table: &[u64], i: usize| {
-                        let place = (c[i].to_u64() >> low & ((1 << bits) - 1)) as usize;
-                        table[place / 64 * self.len + from + i] >> (place % 64) & 1
-                    };
-                    less.push(bits::collect(c.len(), |i| at(above, i)));
-                    equal.push(bits::collect(c.len(), |i| at(dealt, i)));
+                    let [l, e] = look_up([above, dealt], self.len, from, c, *low, *bits);
+                    less.push(l);
+                    equal.push(e);
                 }
             }
         }
@@ -190,6 +187,31 @@ fn encode_wide<E: Element>(lambda: &[E], low: u32, bits: u32, count: usize, out:
             }
         });
     }
+}
+
+/// The bit of each table that `c` names: a word of 64 a row of elements, tables being `len` elements wide.
+fn look_up<E: Element>(
+    [less, equal]: [&[u64]; 2],
+    len: usize,
+    from: usize,
+    c: &[E],
+    low: u32,
+    bits: u32,
+) -> [Plane; 2] {
+    let mask = E::mask(bits);
+    let (mut l, mut e) = (Plane::with_capacity(words(c.len())), Plane::with_capacity(words(c.len())));
+    for (block, c) in c.chunks(64).enumerate() {
+        let (mut l_word, mut e_word) = (0, 0);
+        for (i, &c) in c.iter().enumerate() {
+            let place = ((c >> low) & mask).to_u64();
+            let at = (place / 64) as usize * len + from + block * 64 + i;
+            l_word |= (less[at] >> (place % 64) & 1) << i;
+            e_word |= (equal[at] >> (place % 64) & 1) << i;
+        }
+        l.push(l_word);
+        e.push(e_word);
+    }
+    [l, e]
 }
 
 /// For every bit of each element's half, the parity of the bits above it.
