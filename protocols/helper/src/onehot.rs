@@ -12,7 +12,7 @@
 use tercet_core::{Cost, Result, Session};
 use tercet_ring::{Element, onehot};
 
-use crate::bits::{self, Plane, words};
+use crate::bits::{Plane, words};
 use crate::boolean::{self, Polynomial};
 
 /// How a mask is cut.
@@ -233,6 +233,7 @@ fn parities_above(words: &[u64], len: usize) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bits;
 
     #[test]
     fn elements_take_narrow_chunks_and_rows_wide_ones() {
