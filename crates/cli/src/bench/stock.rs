@@ -21,7 +21,7 @@ use tercet_net::PartyId;
 
 use super::catalogue::{Entry, Origin};
 use super::weights;
-use crate::screen::{hex, say};
+use crate::screen::hex;
 use crate::{fetch, owner};
 
 /// A model between three folders.
@@ -65,7 +65,7 @@ impl Stock {
             Some(manifest) => manifest,
             None => {
                 remove(&of_model)?;
-                say(format_args!("sharing {} in profile {profile}; it is kept for the next time …", entry.name));
+                eprintln!("sharing {} in profile {profile}; it is kept for the next time …", entry.name);
                 owner::share(&model, entry.name, numerics, &at)?;
                 open(PartyId::P1)?.manifest().clone()
             }
