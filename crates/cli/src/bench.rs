@@ -6,7 +6,9 @@ mod inputs;
 mod layers;
 mod machine;
 mod measure;
+pub(crate) mod probe;
 mod process;
+pub(crate) mod rates;
 mod record;
 mod report;
 mod stock;
@@ -18,13 +20,14 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use serde_json::json;
-use tercet_engine::Profile;
+use tercet_engine::{Plan, Profile};
 
 use crate::connection::{interrupted, runtime};
 use crate::screen::{say, say_json, start_log};
 use catalogue::{CATALOGUE, Origin};
 use measure::{Repeats, measure, rows_of};
-use record::{Key, Record};
+use rates::Forecasts;
+use record::{Case, Key, Record};
 
 /// Measure whole models between three node processes on this machine, and compare with what was measured before.
 #[derive(clap::Args)]
@@ -128,7 +131,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Command::Run(args) => {
             let keys = args.keys()?;
             args.out.check()?;
-            let (record, outcome) = measured(&keys, args.repeats.repeats());
+            let (record, outcome) = recorded(&keys, args.repeats.repeats());
             if !record.cases.is_empty() {
                 table::say_record(&record);
                 args.out.write(&record)?;
@@ -193,22 +196,29 @@ impl OutArgs {
     }
 }
 
-/// Measures now: what was measured, and what ended it.
-fn measured(keys: &[Key], repeats: Repeats) -> (Record, Result<()>) {
+/// Measures now, foretelling where the rates of this machine are known: what was measured, and what ended it.
+fn recorded(keys: &[Key], repeats: Repeats) -> (Record, Result<()>) {
     let mut record = Record::begin();
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return (record, Err(error)),
-    };
+    let forecasts = Forecasts::of(keys);
+    let outcome = measured(keys, repeats, |plan, case| {
+        let predicted_seconds = forecasts.seconds(plan, &case.key);
+        record.cases.push(Case { predicted_seconds, ..case });
+    });
+    (record, outcome)
+}
+
+/// Measures cases until a signal ends it.
+fn measured(keys: &[Key], repeats: Repeats, done: impl FnMut(&Plan, Case)) -> Result<()> {
+    let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         // Dropped at a signal, the measurement takes its nodes with it.
         tokio::select! {
-            outcome = measure(keys, repeats, |case| record.cases.push(case)) => outcome,
+            outcome = measure(keys, repeats, done) => outcome,
             interrupted = interrupted() => interrupted,
         }
     });
     runtime.shutdown_background();
-    (record, outcome)
+    outcome
 }
 
 fn compare(args: CompareArgs) -> Result<()> {
@@ -217,7 +227,7 @@ fn compare(args: CompareArgs) -> Result<()> {
         Some(path) => Record::read(path)?,
         None => {
             let keys: Vec<Key> = record.cases.iter().map(|case| case.key.clone()).collect();
-            let (run, outcome) = measured(&keys, args.repeats.repeats());
+            let (run, outcome) = recorded(&keys, args.repeats.repeats());
             outcome?;
             run
         }

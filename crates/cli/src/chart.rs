@@ -1,4 +1,4 @@
-//! Drawings for a [`crate::page::Page`]: stacked bars, lines over axes, and the shapes that they are made of.
+//! Drawings for a [`crate::page::Page`]: stacked bars, lines and points over axes, and the shapes that they are made of.
 
 use std::fmt::Write;
 
@@ -26,7 +26,7 @@ impl Drawing {
         let (series, tip) = (series % 8, escape(tip));
         let _ = writeln!(
             self.shapes,
-            "<rect class=\"s{series}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{w:.2}\" height=\"{h:.2}\" data-tip=\"{tip}\"/>"
+            "<rect class=\"cell s{series}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{w:.2}\" height=\"{h:.2}\" data-tip=\"{tip}\"/>"
         );
     }
 
@@ -62,7 +62,7 @@ impl Drawing {
         let (series, tip) = (series % 8, escape(tip));
         let _ = writeln!(
             self.shapes,
-            "<circle class=\"s{series}\" cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"3\" data-tip=\"{tip}\"/>"
+            "<circle class=\"s{series}\" cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"4\" data-tip=\"{tip}\"/>"
         );
     }
 
@@ -98,6 +98,11 @@ impl Bar {
     }
 }
 
+/// The largest sum of some bars: the width of a drawing that is compared to no other.
+pub(crate) fn largest(bars: &[Bar]) -> f64 {
+    bars.iter().map(Bar::sum).fold(0.0, f64::max)
+}
+
 /// Bars of stacked values, each with its sum behind it. `full` is the sum that takes the whole width: give drawings that are
 /// to be compared the same. `show` writes a value.
 pub(crate) fn stacked_bars(bars: &[Bar], series: &[&str], full: f64, show: impl Fn(f64) -> String) -> String {
@@ -131,15 +136,25 @@ pub(crate) struct Axis<'a> {
     pub(crate) show: fn(f64) -> String,
 }
 
+/// How the points of a line are drawn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stroke {
+    /// Points joined by a line.
+    Solid,
+    /// The same, dashed: for what was predicted, or a limit.
+    Dashed,
+    /// Points alone.
+    Points,
+}
+
 /// A series of a plot.
 pub(crate) struct Line {
     pub(crate) name: String,
-    /// For what was predicted, or a limit.
-    pub(crate) dashed: bool,
+    pub(crate) stroke: Stroke,
     pub(crate) points: Vec<[f64; 2]>,
 }
 
-/// Lines through their points over two axes, and a legend above them. Values that an axis cannot show are left out.
+/// Lines and points over two axes, and a legend above them. Values that an axis cannot show are left out.
 pub(crate) fn plot(lines: &[Line], x: &Axis<'_>, y: &Axis<'_>) -> String {
     const HEIGHT: f64 = 360.0;
     const LEFT: f64 = 80.0;
@@ -170,7 +185,9 @@ pub(crate) fn plot(lines: &[Line], x: &Axis<'_>, y: &Axis<'_>) -> String {
     for (series, line) in lines.iter().enumerate() {
         let points: Vec<[f64; 2]> = line.points.iter().filter(shown).copied().collect();
         let places: Vec<[f64; 2]> = points.iter().map(place).collect();
-        drawing.polyline(&places, series, line.dashed);
+        if line.stroke != Stroke::Points {
+            drawing.polyline(&places, series, line.stroke == Stroke::Dashed);
+        }
         for (point, at) in points.iter().zip(places) {
             let tip =
                 format!("{}\n{}: {}\n{}: {}", line.name, x.label, (x.show)(point[0]), y.label, (y.show)(point[1]));
@@ -252,9 +269,9 @@ mod tests {
     fn a_plot_leaves_out_what_it_cannot_show() {
         let axis = |logarithmic| Axis { label: "rows", logarithmic, show: |v| format!("{v}") };
         let points = vec![[1.0, 2.0], [10.0, 20.0], [0.0, 3.0], [5.0, f64::NAN]];
-        let line = |dashed| Line { name: "it".into(), dashed, points: points.clone() };
-        let drawn = plot(&[line(false), line(true)], &axis(true), &axis(false));
-        assert_eq!((drawn.matches("<circle").count(), drawn.matches("<polyline").count()), (4, 2));
+        let line = |stroke| Line { name: "it".into(), stroke, points: points.clone() };
+        let drawn = plot(&[line(Stroke::Solid), line(Stroke::Points)], &axis(true), &axis(false));
+        assert_eq!((drawn.matches("<circle").count(), drawn.matches("<polyline").count()), (4, 1));
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"));
         plot(&[], &axis(false), &axis(true));
     }

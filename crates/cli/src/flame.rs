@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tercet_client::{PartyId, RequestUsage, Work, WorkEntry, WorkProfile};
 
-use crate::chart::{Axis, Bar, Drawing, Line, WIDTH, legend, plot, stacked_bars};
+use crate::chart::{Axis, Bar, Drawing, Line, Stroke, WIDTH, legend, plot, stacked_bars};
 use crate::costs::largest;
 use crate::page::Page;
 use crate::plan::{By, group};
@@ -116,7 +116,8 @@ fn progress(profiles: &[WorkProfile; 3]) -> String {
     let line = |(party, profile): (PartyId, &WorkProfile)| {
         let operations = profile.entries.iter().skip(1).filter(|entry| entry.parent == 0).enumerate();
         let points = operations.map(|(number, entry)| [entry.first_ns as f64 / 1e9, number as f64 + 1.0]).collect();
-        Line { name: party.to_string(), dashed: party == PartyId::P0, points }
+        let stroke = if party == PartyId::P0 { Stroke::Dashed } else { Stroke::Solid };
+        Line { name: party.to_string(), stroke, points }
     };
     let lines: Vec<Line> = PartyId::ALL.into_iter().zip(profiles).map(line).collect();
     let x = Axis { label: "seconds", logarithmic: false, show: |value| format!("{value:.3}") };

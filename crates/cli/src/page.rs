@@ -104,7 +104,7 @@ td:first-child, th:first-child { text-align: left } th { color: var(--quiet); fo
 svg { width: 100%; height: auto; display: block; font: 11px system-ui, sans-serif }
 svg text { fill: var(--fore) } svg .quiet { fill: var(--quiet) } svg .inside { fill: #111; pointer-events: none }
 svg .end { text-anchor: end } svg .middle { text-anchor: middle }
-svg .rule { stroke: var(--rule); stroke-width: 1 }
+svg .rule { stroke: var(--rule); stroke-width: 1 } svg rect.cell { stroke: var(--back); stroke-width: .6 }
 svg polyline { fill: none; stroke-width: 1.8 } svg .dashed { stroke-dasharray: 5 4 }
 .s0 { fill: var(--s0) } .s1 { fill: var(--s1) } .s2 { fill: var(--s2) } .s3 { fill: var(--s3) }
 .s4 { fill: var(--s4) } .s5 { fill: var(--s5) } .s6 { fill: var(--s6) } .s7 { fill: var(--s7) }

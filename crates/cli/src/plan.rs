@@ -1,28 +1,44 @@
 //! `tercet plan`: what a request costs, before it is made.
+//!
+//! Rounds, bytes and memory are exact or bounded, and need nothing but the model's public part. Time is foretold from the rates of
+//! this machine, which `--measure` takes from short runs of small models on it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::json;
 use tercet_core::{Cost, Geometry};
 use tercet_engine::{Manifest, ModelShare, Plan, Profile, plan};
+use tercet_net::LinkShape;
 
+use crate::bench::probe::{probe, say_fit};
+use crate::bench::rates::{self, Measured};
 use crate::owner;
-use crate::screen::{bytes, say, say_json, say_table};
+use crate::screen::{bytes, say, say_json, say_table, start_log, time};
 
-/// Say what a request costs before it is made: rounds, bytes on every link, memory.
+/// Say what a request costs before it is made: rounds, bytes on every link, memory, time.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A share of a model, or a Hugging Face directory.
-    model: PathBuf,
+    #[arg(required_unless_present = "measure")]
+    model: Option<PathBuf>,
+    /// Measure this machine first, in about a minute, so that time can be foretold. The result is kept in the cache
+    /// (TERCET_CACHE, else ~/.cache/tercet).
+    #[arg(long)]
+    measure: bool,
+    /// The links between the nodes to foretell time for: none, lan, metro, wan, or like 2ms,1gbit. May be given several
+    /// times; without it, those four.
+    #[arg(long = "link", value_name = "LINK")]
+    links: Vec<LinkShape>,
     /// Rows of each input: tokens of a text, special ones included. A model of images has its own number.
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
     /// Inputs side by side.
     #[arg(long, value_name = "B", default_value_t = 1)]
     batch: usize,
-    /// For a directory: fast or precise.
+    /// For a directory, and for --measure: fast or precise.
     #[arg(long, default_value = "fast")]
     profile: Profile,
     /// How the costs are summed.
@@ -45,7 +61,21 @@ pub(crate) enum By {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let manifest = manifest(&args.model, args.profile)?;
+    if args.measure {
+        start_log("error");
+        let (measured, samples) = probe(args.profile)?;
+        measured.keep(args.profile)?;
+        match (&args.model, args.json) {
+            (None, true) => return say_json(&measured),
+            (_, true) => {}
+            (_, false) => say_fit(&measured, &samples),
+        }
+        if args.model.is_some() && !args.json {
+            say("");
+        }
+    }
+    let Some(model) = &args.model else { return Ok(()) };
+    let manifest = manifest(model, args.profile)?;
     let most = manifest.graph.max_rows();
     let rows = match (args.rows, manifest.tokenizer.is_some()) {
         (Some(rows), _) => rows,
@@ -54,8 +84,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let plan = plan(&manifest, Geometry { batch: args.batch, rows })?;
     let parts = grouped(&plan, args.by);
+    let measured = Measured::read(manifest.numerics.profile);
+    let links = if args.links.is_empty() { LINKS.to_vec() } else { args.links };
     if args.json {
-        return say_json(&json!({ "model": manifest.name, "profile": manifest.numerics.profile, "plan": plan }));
+        let seconds = measured.ok().flatten().map(|measured| {
+            let of = |link: &LinkShape| (link.to_string(), measured.rates.predict(&plan, *link).into());
+            links.iter().map(of).collect::<serde_json::Map<_, _>>()
+        });
+        let (model, profile) = (manifest.name, manifest.numerics.profile);
+        return say_json(&json!({ "model": model, "profile": profile, "plan": plan, "seconds": seconds }));
     }
     say(format_args!("{} in profile {}: {} x {rows} rows", manifest.name, manifest.numerics.profile, args.batch));
     say("");
@@ -81,7 +118,41 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let parties: Vec<Vec<String>> = (0..3).map(party).collect();
     say_table(&["node", "weights", "working memory", "from client", "to client"], &parties);
+    say("");
+    match measured {
+        Ok(Some(measured)) => say_times(&plan, &measured, &links),
+        Ok(None) => say(format_args!("no time is foretold, as this machine was not measured: {}", rates::HOW)),
+        Err(error) => say(format_args!("no time is foretold: {error:#}")),
+    }
     Ok(())
+}
+
+/// The links for which time is foretold where none is named.
+const LINKS: [LinkShape; 4] = [LinkShape::NONE, LinkShape::LAN, LinkShape::METRO, LinkShape::WAN];
+
+fn say_times(plan: &Plan, measured: &Measured, links: &[LinkShape]) {
+    let seconds = |count: f64| time(Duration::from_secs_f64(count));
+    let online = plan.total.bytes[1][2].max(plan.total.bytes[2][1]);
+    let dealt = plan.total.bytes[0][1].max(plan.total.bytes[0][2]);
+    let row = |link: &LinkShape| {
+        let busy = |bytes| seconds(link.busy(usize::try_from(bytes).unwrap_or(usize::MAX)).as_secs_f64());
+        vec![
+            if link.is_none() { "loopback".into() } else { link.to_string() },
+            seconds(measured.rates.predict(plan, *link)),
+            seconds(plan.total.rounds as f64 * link.delay.as_secs_f64()),
+            busy(online),
+            busy(dealt),
+        ]
+    };
+    say_table(
+        &["link", "foretold", "rounds x delay", "evaluators' bytes", "helper's bytes"],
+        &links.iter().map(row).collect::<Vec<_>>(),
+    );
+    say(format_args!(
+        "\nfor three nodes and a client on this machine, measured {}; its probes were met within {:.0} %",
+        measured.date,
+        100.0 * measured.residual
+    ));
 }
 
 /// The public part of a shared model, or of a directory as it would be shared.

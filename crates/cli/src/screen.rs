@@ -27,7 +27,8 @@ pub(crate) fn say_table(head: &[&str], rows: &[Vec<String>]) {
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let number = |cell: &String| cell.is_empty() || cell.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+    let number =
+        |cell: &String| cell.is_empty() || cell.starts_with(|c: char| matches!(c, '-' | '+') || c.is_ascii_digit());
     let right = |column: usize| column > 0 && rows.iter().filter_map(|row| row.get(column)).all(number);
     let right: Vec<bool> = (0..head.len()).map(right).collect();
     let line = |cells: Vec<&str>| {

@@ -42,7 +42,9 @@ fn keys_are_made_once_and_shown_as_cards() {
 #[test]
 fn asked_wrongly_is_another_exit_code_than_failed() {
     let dir = tempfile::tempdir().unwrap();
-    for args in [&["dance"][..], &[], &["embed"], &["share", ".", "--profile", "slow"], &["card", "--address", "x"]] {
+    for args in
+        [&["dance"][..], &[], &["embed"], &["plan"], &["share", ".", "--profile", "slow"], &["card", "--address", "x"]]
+    {
         assert_eq!(tercet(args, dir.path()).status.code(), Some(2), "{args:?}");
     }
     fails(&["embed", "--model", "m", "text"], dir.path(), "nodes.toml");
@@ -84,6 +86,17 @@ fn the_demonstration_agrees_with_the_plain_model_and_leaves_usable_files() {
     let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(plan["plan"]["total"]["rounds"], request["rounds"], "the plan knows the rounds");
     assert_eq!(plan["plan"]["total"]["bytes"], request["bytes"], "and every byte");
+    assert!(plan["seconds"].is_null(), "nothing is foretold of a machine that was not measured");
+    let said_plan = |args: &[&str]| {
+        let plan = tercet(&[&["plan", share], args].concat(), dir.path());
+        assert!(plan.status.success(), "{}", said(&plan));
+        String::from_utf8(plan.stdout).unwrap()
+    };
+    assert!(said_plan(&["--link", "2ms,1gbit"]).contains("not measured: run `tercet plan --measure`"));
+    let rates = dir.path().join("cache/bench/rates");
+    std::fs::create_dir_all(&rates).unwrap();
+    std::fs::write(rates.join("fast.json"), r#"{"kind": "tercet rates", "schema": 1}"#).unwrap();
+    assert!(said_plan(&[]).contains("damaged; run `tercet plan --measure`"));
 
     let config = tercet(&["node", "config", "--config", "stage/p1/node.toml", "--threads", "3"], dir.path());
     let config = String::from_utf8(config.stdout).unwrap();

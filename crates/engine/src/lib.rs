@@ -1,6 +1,8 @@
 //! Runs a graph on a protocol suite: chooses its numbers, prices it, shares a model between the parties, and executes a
 //! party's side of a batch of requests.
 
+mod effort;
+mod forecast;
 mod manifest;
 mod numerics;
 mod plan;
@@ -9,6 +11,8 @@ mod split;
 mod store;
 mod walk;
 
+pub use effort::{Effort, Term};
+pub use forecast::{Rates, Sample};
 pub use manifest::{MANIFEST_LIMIT_BYTES, MAX_ROWS_AT_ONCE, Manifest};
 pub use numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat, choose};
 pub use plan::{Plan, plan};

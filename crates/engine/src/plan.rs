@@ -4,6 +4,7 @@ use serde::Serialize;
 use tercet_core::{Cost, Geometry, Result};
 use tercet_net::PartyId;
 
+use crate::effort::Effort;
 use crate::manifest::Manifest;
 use crate::walk::walk;
 
@@ -23,6 +24,9 @@ pub struct Plan {
     /// About how many bytes a run takes beside the weights at any party: what the largest operation has live at once, and the
     /// buffers of the links. An estimate, not a bound: with the weights, MiniLM at 128 tokens peaked 12 % above it.
     pub working_bytes: u64,
+    /// What it computes: with the rates of a machine, how long it takes ([`crate::Rates`]).
+    #[serde(skip)]
+    pub effort: Effort,
 }
 
 /// What the links of a session may hold: the helper's window at both its ends.
@@ -36,10 +40,15 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
     let mut widest = 0u64;
     let lane = u64::from(manifest.numerics.formats.wide / 8);
     let graph = &manifest.graph;
+    let mut effort = Ok(Effort::request());
     let output = walk(&mut price, graph, &manifest.numerics, geometry, |index, shape| {
         let len = (shape.rows * shape.cols) as u64;
         widest = widest.max(len);
         working = working.max(working_bytes(manifest, index, len, geometry));
+        let op = &graph.nodes[index].op;
+        if let Ok(before) = effort {
+            effort = before.compute(manifest, op, shape, geometry);
+        }
     })?;
     // Values alive beside the one being made: a residual, the input of the node, and their two planes each.
     let working_bytes = LINK_BUFFER_BYTES + working + 3 * 2 * lane * widest;
@@ -55,8 +64,9 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
     });
     let total = price.total();
     let parts = price.parts().to_vec();
+    let effort = effort?.send(&graph.nodes, &parts);
     let client_bytes = client_bytes(manifest, geometry, output.ring, output.rows * output.cols)?;
-    Ok(Plan { geometry, total, parts, weight_bytes, client_bytes, working_bytes })
+    Ok(Plan { geometry, total, parts, weight_bytes, client_bytes, working_bytes, effort })
 }
 
 /// Bytes that an operation has live per element, as an estimate: planes, dealt values, what is sent and received, packed and

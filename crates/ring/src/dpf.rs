@@ -173,7 +173,7 @@ impl Key {
                 out.copy_from_slice(&halves(value ^ (control(node) & self.last))[..out.len()]);
             }
         }
-        if let Some(last) = out.last_mut().filter(|_| rows % 64 != 0) {
+        if let Some(last) = out.last_mut().filter(|_| !rows.is_multiple_of(64)) {
             *last &= (1 << (rows % 64)) - 1;
         }
     }
@@ -389,7 +389,7 @@ mod tests {
             // Bits that are public by construction: the root's control bit, and the unused ones of the right control bits.
             let public = |at: usize| {
                 let level = (at / 8).checked_sub(BLOCK).filter(|at| *at < depth(domain_bits) as usize * LEVEL);
-                at == 0 || (level.is_some_and(|at| at % LEVEL == BLOCK) && at % 8 != 0)
+                at == 0 || (level.is_some_and(|at| at % LEVEL == BLOCK) && !at.is_multiple_of(8))
             };
             let secret = ones.iter().enumerate().filter(|(at, _)| !public(*at));
             assert_eq!(secret.clone().count(), 8 * 2 * BLOCK - 1 + 2 * (8 * BLOCK + 1));

@@ -91,7 +91,7 @@ impl Random {
     }
 
     fn below(&mut self, bound: usize) -> usize {
-        (u64::from(self.word()) * bound as u64 >> 32) as usize
+        ((u64::from(self.word()) * bound as u64) >> 32) as usize
     }
 
     fn pixels(&mut self, count: usize) -> Vec<f32> {

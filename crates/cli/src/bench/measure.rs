@@ -43,12 +43,12 @@ struct Question {
     plain: Vec<Vec<f32>>,
 }
 
-/// Measures all cases, those of equal model, profile, link and threads on the same nodes. Each case is handed over as soon
-/// as it is there.
+/// Measures all cases, those of equal model, profile, link and threads on the same nodes. Each case is handed over with
+/// its plan as soon as it is there.
 ///
 /// # Errors
 /// A model or a shape that does not exist; a node that fails.
-pub(crate) async fn measure(keys: &[Key], repeats: Repeats, mut done: impl FnMut(Case)) -> Result<()> {
+pub(crate) async fn measure(keys: &[Key], repeats: Repeats, mut done: impl FnMut(&Plan, Case)) -> Result<()> {
     // Everything that can be refused is refused before the first minute is spent.
     for key in keys {
         find(&key.model)?;
@@ -75,7 +75,8 @@ pub(crate) async fn measure(keys: &[Key], repeats: Repeats, mut done: impl FnMut
         let client = cluster.client(&first.model).await?;
         let processes = cluster.processes();
         for question in questions {
-            done(case(&client, &processes, question, repeats).await?);
+            let plan = question.plan.clone();
+            done(&plan, case(&client, &processes, question, repeats).await?);
         }
         client.close().await;
     }

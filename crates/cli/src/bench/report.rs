@@ -6,8 +6,8 @@ use tercet_core::Cost;
 use tercet_net::LinkShape;
 
 use super::record::{Case, Key, Layer, Record};
-use super::table::seconds;
-use crate::chart::{Axis, Bar, Line, legend, plot, stacked_bars};
+use super::table::{prediction, seconds};
+use crate::chart::{Axis, Bar, Line, Stroke, largest, legend, plot, stacked_bars};
 use crate::page::Page;
 use crate::screen::bytes;
 
@@ -47,8 +47,7 @@ fn bars(cases: &[Case], values: impl Fn(&Case) -> Vec<f64>) -> Vec<Bar> {
 
 /// Bars on one scale, the longest of which takes the whole width.
 fn stacked(bars: &[Bar], series: &[&str], show: impl Fn(f64) -> String) -> String {
-    let full = bars.iter().map(Bar::sum).fold(0.0, f64::max);
-    stacked_bars(bars, series, full, show)
+    stacked_bars(bars, series, largest(bars), show)
 }
 
 fn latency(page: &mut Page, cases: &[Case]) {
@@ -136,9 +135,7 @@ fn planned(page: &mut Page, cases: &[Case]) {
         cells.extend(pairs.into_iter().flat_map(|(planned, cost)| [planned.to_string(), cost.to_string()]));
         cells.push(if case.as_planned() { "yes" } else { "NO" }.into());
         if timed {
-            cells.extend(case.predicted_seconds.map_or([const { String::new() }; 2], |predicted| {
-                [seconds(predicted), format!("{:+.0} %", 100.0 * (predicted / case.latency.median - 1.0))]
-            }));
+            cells.extend(prediction(case));
         }
         cells
     });
@@ -222,8 +219,8 @@ fn against(page: &mut Page, family: &[&Case], of: impl Fn(&LinkShape) -> Option<
         return;
     }
     let column = |column: usize| points.iter().map(|point| [point[0], point[column]]).collect();
-    let measured = Line { name: "measured".into(), dashed: false, points: column(1) };
-    let floor = Line { name: "what the link alone takes".into(), dashed: true, points: column(2) };
+    let measured = Line { name: "measured".into(), stroke: Stroke::Solid, points: column(1) };
+    let floor = Line { name: "what the link alone takes".into(), stroke: Stroke::Dashed, points: column(2) };
     let time = Axis { label: "median latency", logarithmic: false, show: seconds };
     page.drawing(&plot(&[measured, floor], across, &time));
 }

@@ -16,23 +16,20 @@ pub(crate) fn say_record(record: &Record) {
         machine.instructions
     ));
     say("");
-    let head =
-        ["case", "median", "p95", "inputs/s", "rounds", "all bytes", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "helper"];
+    let foretold = record.cases.iter().any(|case| case.predicted_seconds.is_some());
+    let mut head = vec!["case", "median", "p95"];
+    head.extend(if foretold { &["predicted", "off by"][..] } else { &[] });
+    head.extend(["inputs/s", "rounds", "all bytes", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "helper"]);
     let rows = record.cases.iter().map(|case| {
         let cost = &case.cost;
-        vec![
-            case.key.to_string(),
-            seconds(case.latency.median),
-            seconds(case.latency.p95),
-            format!("{:.2}", case.throughput),
-            cost.rounds.to_string(),
-            bytes(cost.total_bytes()),
-            bytes(cost.bytes[1][2]),
-            bytes(cost.bytes[2][1]),
-            bytes(cost.bytes[0][1]),
-            bytes(cost.bytes[0][2]),
-            format!("{:.0} %", 100.0 * case.helper_share()),
-        ]
+        let mut cells = vec![case.key.to_string(), seconds(case.latency.median), seconds(case.latency.p95)];
+        if foretold {
+            cells.extend(prediction(case));
+        }
+        cells.extend([format!("{:.2}", case.throughput), cost.rounds.to_string(), bytes(cost.total_bytes())]);
+        cells.extend([(1, 2), (2, 1), (0, 1), (0, 2)].map(|(from, to)| bytes(cost.bytes[from][to])));
+        cells.push(format!("{:.0} %", 100.0 * case.helper_share()));
+        cells
     });
     say_table(&head, &rows.collect::<Vec<_>>());
     say("");
@@ -50,6 +47,12 @@ pub(crate) fn say_record(record: &Record) {
     for case in record.cases.iter().filter(|case| !case.as_planned()) {
         say(format_args!("\nNOT AS PLANNED: {}", unplanned(case)));
     }
+}
+
+/// The time that was foretold, and how far it was from the median.
+pub(crate) fn prediction(case: &Case) -> [String; 2] {
+    let off_by = |predicted: f64| format!("{:+.0} %", 100.0 * (predicted / case.latency.median - 1.0));
+    case.predicted_seconds.map_or([const { String::new() }; 2], |predicted| [seconds(predicted), off_by(predicted)])
 }
 
 fn unplanned(case: &Case) -> String {
