@@ -318,10 +318,13 @@ mod tests {
 
     use super::*;
 
-    /// Takes whatever is sent, and remembers when.
+    /// When something was sent, where to, how many bytes, and in segments of how many.
+    type Sent = (Instant, SocketAddr, usize, Option<usize>);
+
+    /// Takes whatever is sent, and remembers it.
     #[derive(Debug, Default)]
     struct Sink {
-        took: Mutex<Vec<(Instant, SocketAddr, usize, Option<usize>)>>,
+        took: Mutex<Vec<Sent>>,
         /// So many sends find the buffer full first.
         full: AtomicUsize,
     }
