@@ -156,6 +156,8 @@ pub struct NodeStatus {
     pub refused: u64,
     /// The most memory that the process has had resident, in bytes; zero where the system does not say.
     pub peak_rss_bytes: u64,
+    /// Bytes of large blocks that its allocator has taken fresh from the system; zero where another allocator is in use.
+    pub fresh_bytes: u64,
 }
 
 /// A node as another one sees it.

@@ -50,7 +50,7 @@ pub struct Statistics {
 
 impl Heap {
     /// Bytes that are kept at most, unless [`Heap::retain_at_most`] says otherwise.
-    pub const RETAINED: usize = 512 << 20;
+    pub const RETAINED: usize = 256 << 20;
 
     /// What the process has done and holds. Exact where no other thread allocates at the moment.
     pub fn statistics() -> Statistics {

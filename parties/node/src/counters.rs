@@ -77,6 +77,7 @@ impl Shared {
             answered: counters.answered.get(),
             refused: counters.refused.get(),
             peak_rss_bytes: peak_rss_bytes(),
+            fresh_bytes: tercet_ring::Heap::statistics().fresh_bytes,
         }
     }
 }

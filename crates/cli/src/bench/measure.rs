@@ -153,6 +153,36 @@ impl Moment {
     }
 }
 
+/// What the nodes' allocators take fresh from the system for a request: in a steady state nothing, though threads that meet by
+/// chance may make one request need more than another. The least is what every request needs.
+struct Fresh {
+    so_far: [u64; 3],
+    least: [u64; 3],
+}
+
+impl Fresh {
+    async fn new(client: &Client) -> Result<Self> {
+        Ok(Self { so_far: Self::counted(client).await?, least: [u64::MAX; 3] })
+    }
+
+    async fn counted(client: &Client) -> Result<[u64; 3]> {
+        let mut counted = [0; 3];
+        for party in PartyId::ALL {
+            counted[party.index()] = client.status(party).await?.fresh_bytes;
+        }
+        Ok(counted)
+    }
+
+    async fn after_request(&mut self, client: &Client) -> Result<()> {
+        let now = Self::counted(client).await?;
+        for ((least, was), is) in self.least.iter_mut().zip(self.so_far).zip(now) {
+            *least = (*least).min(is - was);
+        }
+        self.so_far = now;
+        Ok(())
+    }
+}
+
 async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repeats) -> Result<Case> {
     let Question { key, plan, asked, plain } = question;
     let &[p0, p1, p2] = nodes else { bail!("three nodes were started, and {} are there", nodes.len()) };
@@ -166,6 +196,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
     }
     processes.iter().for_each(|process| process.forget_peak());
     let before = Moment::now(client, &processes).await?;
+    let mut fresh = Fresh::new(client).await?;
     let mut latencies = Vec::new();
     let mut usages = Vec::new();
     let mut error: Option<Accuracy> = None;
@@ -176,6 +207,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
         usages.push(usage);
         let of_run = Accuracy::of(&answers, &plain);
         error = Some(error.map_or(of_run, |error| error.worse(of_run)));
+        fresh.after_request(client).await?;
         bar.inc(1);
     }
     let after = Moment::now(client, &processes).await?;
@@ -198,7 +230,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
         peak_bytes: processes[at].peak_bytes(),
         page_faults: after.counters[at].minor_faults.saturating_sub(before.counters[at].minor_faults) as f64
             / runs as f64,
-        fresh_bytes: None,
+        fresh_bytes: at.checked_sub(1).map(|node| fresh.least[node]),
     };
     let last = usages.last().cloned().unwrap_or_default();
     let work_ms = |node: usize, kind: usize| {
