@@ -9,6 +9,7 @@ use tercet_core::{Cost, Geometry, Work};
 use tercet_engine::{Plan, Profile, plan};
 use tercet_model::{Oracle, OracleInput};
 use tercet_net::LinkShape;
+use tercet_ring::Heap;
 
 use super::catalogue::find;
 use super::inputs::Asked;
@@ -60,6 +61,9 @@ pub(crate) async fn measure(keys: &[Key], repeats: Repeats, mut done: impl FnMut
         // On a thread of its own, so that a signal ends it.
         let prepared = tokio::task::spawn_blocking(move || questions(&keys)).await;
         let (questions, folders) = prepared.context("preparing the model stopped")??;
+        // What the plain model took goes back to the system, and does not count as the client's.
+        Heap::retain_at_most(0);
+        Heap::retain_at_most(Heap::RETAINED);
         let numbers = [
             ("threads", first.threads as u64),
             ("max_sessions", 1),
