@@ -91,7 +91,7 @@ struct OutArgs {
     html: Option<PathBuf>,
 }
 
-/// Hold a run to a record: fails where rounds, frames, bytes or allocations grew, warns where time did.
+/// Hold a run to a record: fails where rounds, frames, bytes or (of five runs or more) fresh memory grew, warns where time did.
 #[derive(clap::Args)]
 struct CompareArgs {
     /// What it was.

@@ -113,8 +113,8 @@ pub(crate) struct ProcessUse {
     pub(crate) peak_bytes: u64,
     /// Fresh pages of memory that the system had to map.
     pub(crate) page_faults: f64,
-    /// Bytes of large blocks that a request took fresh from the system: the least of the measured ones, compared exactly. Not
-    /// counted of the client.
+    /// Bytes of large blocks that a request took fresh from the system: the least of the measured ones, compared exactly where
+    /// these were enough. Not counted of the client.
     pub(crate) fresh_bytes: Option<u64>,
 }
 
