@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold: format, lints, every test, the demo, the real MiniLM. Installs what a new machine lacks
-# (Debian packages); ends with a non-zero status at the first failure.
+# Everything that must hold: format, lints, every test, the demo, the real MiniLM, the price on record. Installs what a new
+# machine lacks (Debian packages); ends with a non-zero status at the first failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,5 +38,8 @@ cargo run --release --locked --quiet -- demo
 
 say "demo: sentences, the real MiniLM between three nodes"
 cargo run --release --locked --quiet -- demo --model minilm
+
+say "bytes, rounds and allocations held to their record"
+cargo run --release --locked --quiet -- bench compare benches/record/2026-11-24-bert-tiny.json
 
 say "all passed"
