@@ -1,9 +1,9 @@
 //! QUIC on one UDP port: sockets, settings by kind of network, and what its errors mean here.
 //!
 //! The settings are measured ones: a datagram size that lets the kernel split big sends (ten datagrams must stay below
-//! 64 KiB, or every batch fails silently) or, within one machine, is as large as such a batch, which halves what a byte
-//! costs there; windows that never stall a fast link; and on private links a fixed congestion window, which loses nothing
-//! there and doubles the rate.
+//! 64 KiB, or every batch fails silently) or, within one machine, is as large as such a batch, which takes a fifth off
+//! what a byte costs there; windows that never stall a fast link; and on private links a fixed congestion window, which
+//! loses nothing there and doubles the rate.
 
 use std::any::Any;
 use std::net::{SocketAddr, UdpSocket};

@@ -2,7 +2,7 @@
 //!
 //! A request makes and drops tensors of the same sizes over and over. The system's allocator gives such blocks back and
 //! takes fresh pages each time, and a fresh page costs more than the arithmetic on what it holds. [`Heap`] rounds blocks
-//! of 32 KiB to 1 GiB up to size classes, eight an octave (at most an eighth is wasted), and keeps what is freed on a
+//! of 32 KiB to 96 MiB up to size classes, eight an octave (at most an eighth is wasted), and keeps what is freed on a
 //! shelf for its class, up to a bound on all shelves together. Where the bound is reached, blocks of the class that has
 //! gone unused longest go back to the system. All other blocks are the system's.
 //!

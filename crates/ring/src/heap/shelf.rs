@@ -15,8 +15,9 @@ impl Class {
     const SMALLEST: usize = 15;
     /// Classes an octave, as a logarithm.
     const STEPS: usize = 3;
-    /// Classes up to 1 GiB.
-    pub(super) const COUNT: usize = ((30 - Class::SMALLEST) << Class::STEPS) + 1;
+    /// Classes up to 96 MiB, about the largest tensor of a request. Larger blocks are rather buffers of which little is ever
+    /// touched: those stay the system's, which finds pages for them as they are.
+    pub(super) const COUNT: usize = ((26 - Class::SMALLEST) << Class::STEPS) + 5;
     /// Alignment of any block with a class: a cache line.
     const LINE: usize = 64;
     /// A huge page, and the alignment of blocks that are at least as large.
@@ -144,7 +145,7 @@ mod tests {
             assert!(last == 0 || size - last <= last / 8);
             last = size;
         }
-        assert_eq!(last, 1 << 30);
+        assert_eq!(last, 96 << 20);
         assert!(Class::of(layout(last + 1, 1)).is_none() && Class::of(layout(last, 128)).is_none());
         assert!(Class::of(layout((1 << 15) - 1, 1)).is_none() && Class::of(layout(1 << 15, 1)) == Some(Class(0)));
     }
