@@ -222,8 +222,10 @@ fn dies_and_comes_back(party: PartyId) {
     let asked = runtime.spawn({
         let client = client.clone();
         async move {
-            let pixels: Vec<&[f32]> = vec![&shared().digits[0].pixels[..]];
-            let options = tercet_client::Options { retries: 0, deadline: PATIENCE, ..Default::default() };
+            // Enough work that the helper, which runs ahead and waits for nobody, is met while it is at it.
+            let pixels: Vec<&[f32]> = shared().digits.iter().cycle().take(16).map(|digit| &digit.pixels[..]).collect();
+            let options =
+                tercet_client::Options { retries: 0, deadline: PATIENCE, max_batch: 16, ..Default::default() };
             client.classify(MODEL, tercet_client::Inputs::Images(&pixels), &options).await
         }
     });
