@@ -39,7 +39,7 @@ cargo run --release --locked --quiet -- demo
 say "demo: sentences, the real MiniLM between three nodes"
 cargo run --release --locked --quiet -- demo --model minilm
 
-say "bytes, rounds and allocations held to their record"
+say "rounds, frames and bytes held to their record"
 cargo run --release --locked --quiet -- bench compare benches/record/2026-11-24-bert-tiny.json
 
 say "all passed"
