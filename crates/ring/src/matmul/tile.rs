@@ -6,7 +6,7 @@
 //!
 //! The first group of rows reads the right operand where it lies and stores it into the packed panel as it goes, so packing
 //! costs no pass of its own. Every group fetches a share of the block that comes next: memory is read all the time that
-//! the multipliers work, not in bursts that they wait for. A right operand packed beforehand would gain nothing more.
+//! the multipliers work, not in bursts that they wait for. Whether one packed beforehand would gain more is not measured.
 
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::cell::RefCell;
