@@ -9,7 +9,7 @@ pub type ValueId = usize;
 /// input of a batch. Everything in it is public; the tensors that it names are not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Graph {
-    /// `bert`, `roberta`, `distilbert`, `vit`: for people; nothing depends on it.
+    /// `bert`, `roberta`, `distilbert`, `vit`, `gpt2`, `llama`: for people; nothing depends on it.
     pub family: String,
     /// What the client provides.
     pub input: Input,
@@ -58,7 +58,7 @@ pub struct Node {
     pub inputs: Vec<ValueId>,
 }
 
-/// The operations of encoders.
+/// The operations of encoders and decoders.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Op {
     /// One-hot ids `[batch * rows, vocab]` times the table `[vocab, width]`: a private lookup.
@@ -80,8 +80,8 @@ pub enum Op {
     Linear {
         /// `W`, stored `[in, out]` row-major.
         weight: String,
-        /// `b`.
-        bias: String,
+        /// `b`, where there is one.
+        bias: Option<String>,
     },
     /// LayerNorm over the last dimension: `(x - mean) / sqrt(var + eps) * gain + bias`.
     LayerNorm {
@@ -92,6 +92,13 @@ pub enum Op {
         /// Added to the variance.
         eps: f64,
     },
+    /// RMSNorm over the last dimension: `x / sqrt(mean(x^2) + eps) * gain`.
+    RmsNorm {
+        /// `[1, width]`.
+        gain: String,
+        /// Added to the mean square.
+        eps: f64,
+    },
     /// Softmax attention over the rows of each input. The input value is `[.., 3 * width]`: queries, keys, values side by
     /// side, heads contiguous within each. Queries come scaled by `log2(e) / sqrt(head width)` (the builder folds it
     /// into their weights), so the softmax is taken to base 2 and no scale is applied here.
@@ -99,14 +106,57 @@ pub enum Op {
         /// Number of heads.
         heads: usize,
     },
+    /// Softmax attention of every row over the rows before it in its sequence and itself, as far as `reach` lets it see; rows of
+    /// earlier steps come out of a cache. The input value is `[.., (heads + 2 * kv_heads) * width]`: queries, keys, values
+    /// side by side, heads contiguous within each. Query head `h` reads the keys and values of head `h / (heads / kv_heads)`.
+    /// Queries come scaled as for [`Op::Attention`].
+    CausalAttention {
+        /// Heads of the queries.
+        heads: usize,
+        /// Heads of the keys and values; divides `heads`.
+        kv_heads: usize,
+        /// Rotary positions: for each pair of columns `(i, i + width / 2)` of a head by how many radians a position turns
+        /// queries and keys. None where positions are not rotary.
+        rotary: Option<Vec<f64>>,
+        /// Which keys a query sees.
+        reach: Reach,
+    },
+    /// Adds row `p` of the tensor `[>= context, width]` to the row of position `p` of every sequence.
+    AddPositions {
+        /// The rows.
+        rows: String,
+    },
     /// Sum of two values.
     Add,
     /// An elementwise function.
     Activation(Activation),
+    /// `f(a) * b` of a value `[.., 2 * width]` whose first half is `a` and whose second is `b`: SwiGLU with SiLU for `f`.
+    Gated(Activation),
+    /// From the scores `[.., experts]` of a router the weight of each expert: the softmax over the `top` largest of a row, zero
+    /// for the others.
+    Route {
+        /// How many experts have a say.
+        top: usize,
+    },
+    /// Multiplies each of the equal blocks of columns of the first value, as many as the second has columns, by that column:
+    /// `[.., blocks * width]` and `[.., blocks]`.
+    ScaleBlocks,
     /// The first row of each input: `[batch, width]`.
     FirstRow,
+    /// The last row of each sequence of a step: `[sequences, width]`; every row where a request asks for the scores of all
+    /// positions.
+    LastRow,
     /// The mean over the (unpadded) rows of each input: `[batch, width]`.
     MeanRows,
+}
+
+/// Which of the keys up to its own position a query sees: the last `window` of them, and those of the first `global` positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// Keys up to and including its own; none for all.
+    pub window: Option<usize>,
+    /// Positions at the beginning that every query sees.
+    pub global: usize,
 }
 
 /// Elementwise functions.
@@ -120,6 +170,8 @@ pub enum Activation {
     Relu,
     /// Hyperbolic tangent.
     Tanh,
+    /// `x / (1 + e^-x)`.
+    Silu,
 }
 
 /// What is opened to the client: always the last value.
@@ -136,6 +188,11 @@ pub enum Output {
     Logits {
         /// The labels, in order.
         labels: Vec<String>,
+    },
+    /// A score per token that may come next.
+    NextToken {
+        /// Number of ids.
+        vocab: usize,
     },
 }
 

@@ -92,13 +92,17 @@ pub struct AttentionSpec {
     pub ring: u32,
 }
 
-/// LayerNorm. The input is extended to a ring that everything local fits; `d = width * x - sum x` is its centred row. `d / 2^shift`
+/// LayerNorm and RMSNorm. The input is extended to a ring that everything local fits; `d = width * x - sum x` is its centred row. `d / 2^shift`
 /// is multiplied by the gain; `d / 2^square_shift` is squared and summed to `v`, whose inverse root the product is multiplied by.
 ///
 /// With `w` columns and `j = floor(log2(w) / 2)` the gain carries [`NormSpec::gain_factor`] `= sqrt(w) / 2^j` beside
 /// `2^gain_frac`, and the product with the root has `frac + truncate` fractional bits, which is the scale of the bias.
+///
+/// RMSNorm has no mean to take off, so that `d = x` and `v = sum x^2` lack two powers of the width that LayerNorm has in both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NormSpec {
+    /// Whether the mean of a row is taken off: LayerNorm, else RMSNorm.
+    pub centred: bool,
     /// Ring to which the input is extended.
     pub extended: u32,
     /// Bits dropped from the centred row before the gain.
@@ -140,10 +144,105 @@ impl NormSpec {
     }
 
     /// Fractional bits of scaled row times inverse root, for rows of `width`.
+    ///
+    /// `d` and the root of its sum of squares have the same scale, so only the root of the width is left: `sqrt v` is
+    /// `sqrt(width)` times the deviation at the scale of `d`.
     pub fn product_frac(&self, width: usize) -> i64 {
         let up = self.gain_frac + self.square_shift + self.v_shift / 2 + self.inverse.frac_out;
         i64::from(up) - i64::from(self.scaled_truncate + self.shift + NormSpec::root_width_log2(width))
     }
+}
+
+/// Which keys a query of causal attention meets: those of `kv_heads`, turned by their positions, as far as it sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CausalHeads {
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of the keys and values.
+    pub kv_heads: usize,
+    /// Radians a position for each pair of columns `(i, i + width / 2)` of a head; none where positions are not rotary.
+    pub rotary: Option<Vec<f64>>,
+    /// Keys up to and including its own that a query sees; none for all.
+    pub window: Option<usize>,
+    /// Positions at the beginning that every query sees.
+    pub global: usize,
+}
+
+impl CausalHeads {
+    /// The positions that the query at `position` sees: the global ones before its window, and its window.
+    pub fn visible(&self, position: usize) -> [std::ops::Range<usize>; 2] {
+        let from = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        [0..self.global.min(from), from..position + 1]
+    }
+
+    /// How many positions that is.
+    pub fn visible_count(&self, position: usize) -> usize {
+        self.visible(position).into_iter().map(|range| range.len()).sum()
+    }
+}
+
+/// Softmax attention over a cache. The shift of the softmax is a bound of each row's maximum from below, one of
+/// `lowest + i * step`, so that its rounds do not depend on how many keys there are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CausalSpec {
+    /// The rest. Its rings hold the longest context of the model, so that a step's costs are linear in its own.
+    pub attention: AttentionSpec,
+    /// Fractional bits of the sines and cosines of rotary positions.
+    pub rotary_frac: u32,
+    /// The bound.
+    pub bound: BoundSpec,
+}
+
+/// A bound of the maximum of a row: the largest of `lowest + i * step`, `i < steps`, in whole units, that one of its elements
+/// reaches; `lowest` where none does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundSpec {
+    /// The lowest bound.
+    pub lowest: i64,
+    /// Between two bounds.
+    pub step: u32,
+    /// Number of bounds; the largest maximum is below `lowest + steps * step`.
+    pub steps: u32,
+}
+
+/// `f(a) b`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatedSpec {
+    /// `f`; its result is in `ring + truncate`.
+    pub activation: ActivationSpec,
+    /// Bits dropped after the product.
+    pub truncate: u32,
+    /// Ring of the result.
+    pub ring: u32,
+}
+
+/// The weights of experts from their scores: the softmax over the largest of a row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteSpec {
+    /// How many experts have a say.
+    pub top: usize,
+    /// The softmax: its score ring, exponentials, inverse, and the ring of the result.
+    pub softmax: AttentionSpec,
+}
+
+/// Blocks of columns times a column each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScaleSpec {
+    /// Bits dropped after the product.
+    pub truncate: u32,
+    /// Ring of the result.
+    pub ring: u32,
+}
+
+/// The choice of a token inside the computation: the place of the largest of a row of scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChoiceSpec {
+    /// Fractional bits of the scores that are compared.
+    pub compare_frac: u32,
+    /// Ring in which scores at that scale are compared.
+    pub compare_ring: u32,
+    /// Bits of a place.
+    pub index_bits: u32,
 }
 
 /// An elementwise function.
