@@ -15,5 +15,5 @@ pub use cost::Cost;
 pub use error::{Error, Result};
 pub use prss::{Drawn, PairSeeds};
 pub use session::{Posted, Session};
-pub use suite::{Geometry, Suite};
+pub use suite::{Extent, Geometry, Layout, Suite};
 pub use tercet_net::{Work, WorkEntry, WorkProfile};

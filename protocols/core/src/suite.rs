@@ -85,7 +85,8 @@ pub trait Suite {
     fn widen(&mut self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// `x W + b` of a tensor in a ring of at least `spec.ring + spec.truncate`; the result is narrow.
-    fn linear(&mut self, x: &Self::Tensor, weight: &str, bias: Option<&str>, spec: &LinearSpec) -> Result<Self::Tensor>;
+    fn linear(&mut self, x: &Self::Tensor, weight: &str, bias: Option<&str>, spec: &LinearSpec)
+    -> Result<Self::Tensor>;
 
     /// Adds row `i` of `rows` to row `i` of every input of a wide tensor with `count` rows an input.
     fn add_rows(&mut self, x: &Self::Tensor, rows: &str, count: usize) -> Result<Self::Tensor>;
