@@ -1,12 +1,12 @@
 //! Walking a graph on a suite: the same walk runs the protocol, its plaintext twin, and the price list.
 
-use tercet_core::spec::ActivationSpec;
+use tercet_core::spec::{ActivationSpec, CausalHeads};
 use tercet_core::{Error, Geometry, Result, Suite};
 use tercet_model::graph::{Graph, Op};
 
 use crate::numerics::{ModelNumerics, NodeSpec};
 
-/// Runs `graph` on `suite` and returns the last value. `seen` is called with every value as it is made (0 is the result of
+/// Runs `graph` on `suite`, which has `geometry` rows an input (a decoder's rows are its layout's), and returns the last value. `seen` is called with every value as it is made (0 is the result of
 /// node 0), which is what a comparison layer by layer needs.
 pub fn walk<S: Suite>(
     suite: &mut S,
@@ -17,9 +17,12 @@ pub fn walk<S: Suite>(
 ) -> Result<S::Tensor> {
     let last_use = last_uses(graph);
     let mut values: Vec<Option<Value<S::Tensor>>> = vec![None];
+    let mut layer = 0;
     for (index, (node, spec)) in graph.nodes.iter().zip(&numerics.nodes).enumerate() {
         suite.set_label(&node.name);
-        let made = step(suite, &node.op, spec, numerics, geometry, &node.inputs, &mut values)?;
+        let place = Place { graph, numerics, geometry, layer };
+        let made = step(suite, &node.op, spec, place, &node.inputs, &mut values)?;
+        layer += usize::from(matches!(node.op, Op::CausalAttention { .. }));
         seen(index, &made.tensor);
         for &input in &node.inputs {
             if last_use[input] == index {
@@ -40,12 +43,21 @@ struct Value<T> {
     rows: usize,
 }
 
+/// What an operation needs to know beyond its own numbers.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    graph: &'a Graph,
+    numerics: &'a ModelNumerics,
+    geometry: Geometry,
+    /// Causal attentions before it.
+    layer: usize,
+}
+
 fn step<S: Suite>(
     suite: &mut S,
     op: &Op,
     spec: &NodeSpec,
-    numerics: &ModelNumerics,
-    geometry: Geometry,
+    Place { graph, numerics, geometry, layer }: Place<'_>,
     inputs: &[usize],
     values: &mut [Option<Value<S::Tensor>>],
 ) -> Result<Value<S::Tensor>> {
@@ -61,11 +73,43 @@ fn step<S: Suite>(
     Ok(match (op, spec) {
         (Op::Linear { weight, bias }, NodeSpec::Linear(spec)) => {
             let x = at_least(suite, values, first, spec.ring + spec.truncate, wide)?;
-            keeps(&x, suite.linear(&x.tensor, weight, bias, spec)?, spec.ring)
+            keeps(&x, suite.linear(&x.tensor, weight, bias.as_deref(), spec)?, spec.ring)
         }
         (Op::LayerNorm { gain, bias, .. }, NodeSpec::Norm(spec)) => {
             let x = present(values, first)?;
             keeps(&x, suite.layer_norm(&x.tensor, gain, bias, spec)?, spec.ring)
+        }
+        (Op::RmsNorm { gain, .. }, NodeSpec::Norm(spec)) => {
+            let x = present(values, first)?;
+            keeps(&x, suite.rms_norm(&x.tensor, gain, spec)?, spec.ring)
+        }
+        (Op::CausalAttention { heads, kv_heads, rotary, reach }, NodeSpec::Causal { max_value, bound }) => {
+            let x = present(values, first)?;
+            let spec = numerics.causal(graph.max_rows(), *max_value, *bound);
+            let heads = CausalHeads {
+                heads: *heads,
+                kv_heads: *kv_heads,
+                rotary: rotary.clone(),
+                window: reach.window,
+                global: reach.global,
+            };
+            keeps(&x, suite.causal_attention(&x.tensor, layer, &heads, &spec)?, spec.attention.ring)
+        }
+        (Op::Gated(_), NodeSpec::Gated(spec)) => {
+            let x = present(values, first)?;
+            keeps(&x, suite.gated(&x.tensor, spec)?, spec.ring)
+        }
+        (Op::Route { .. }, NodeSpec::Route { top }) => {
+            let x = present(values, first)?;
+            let (_, experts) = suite.shape(&x.tensor);
+            let spec = numerics.route(experts, *top);
+            keeps(&x, suite.route(&x.tensor, &spec)?, spec.softmax.ring)
+        }
+        (Op::ScaleBlocks, NodeSpec::Scale(spec)) => {
+            let ring = spec.ring + spec.truncate;
+            let x = at_least(suite, values, first, ring, wide)?;
+            let weights = at_least(suite, values, inputs.get(1).copied().unwrap_or(0), ring, wide)?;
+            keeps(&x, suite.scale_blocks(&x.tensor, &weights.tensor, spec)?, spec.ring)
         }
         (Op::Attention { heads }, NodeSpec::Attention { max_value }) => {
             let x = present(values, first)?;
@@ -84,6 +128,10 @@ fn step<S: Suite>(
             let x = at_least(suite, values, first, wide, wide)?;
             keeps(&x, suite.add_rows(&x.tensor, rows, x.rows)?, wide)
         }
+        (Op::AddPositions { rows }, _) => {
+            let x = at_least(suite, values, first, wide, wide)?;
+            keeps(&x, suite.add_positions(&x.tensor, rows)?, wide)
+        }
         (Op::PrependRow { row }, _) => {
             let x = at_least(suite, values, first, wide, wide)?;
             let tensor = suite.prepend_row(&x.tensor, row, x.rows)?;
@@ -97,6 +145,10 @@ fn step<S: Suite>(
         (Op::FirstRow, _) => {
             let x = present(values, first)?;
             Value { tensor: suite.first_row(&x.tensor, x.rows)?, ring: x.ring, rows: 1 }
+        }
+        (Op::LastRow, _) => {
+            let x = present(values, first)?;
+            Value { tensor: suite.last_row(&x.tensor)?, ring: x.ring, rows: 1 }
         }
         (Op::MeanRows, _) => {
             let x = at_least(suite, values, first, wide, wide)?;
