@@ -94,7 +94,8 @@ fn power(exponent: i32) -> f64 {
     f64::from(exponent).exp2()
 }
 
-/// Chooses the numbers of a model, or says everything that has no headroom.
+/// Chooses the numbers of a model, or says everything that has no headroom. Nothing is public but the embedding table, and that
+/// where `public_table` says so; see [`ModelNumerics::publish`].
 pub fn choose(
     graph: &Graph,
     ranges: &Ranges,
@@ -147,7 +148,11 @@ pub fn choose(
     let padding = if graph.is_decoder() { f64::from(2 * BOUND_STEP + 2) } else { (spread + 16.0).ceil() };
     let score_ring = 1 + frac + ((spread + padding).log2().ceil() as u32).max(LEAST_SCORE_BITS);
     let padding_bias = -((padding as i64) << frac);
-    Ok(ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias, public_table })
+    let mut numerics = ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias };
+    if public_table && let Some(Op::Lookup { table }) = graph.nodes.first().map(|node| &node.op) {
+        numerics.publish(|name| name == table);
+    }
+    Ok(numerics)
 }
 
 struct Chooser<'a> {
@@ -281,7 +286,7 @@ impl Chooser<'_> {
 
     fn tensor(&mut self, name: &str, ring: u32, frac: u32, factor: f64, matrix: bool) {
         let lane_bits = if ring <= 32 { 32 } else { 64 };
-        self.tensors.insert(name.to_owned(), TensorFormat { lane_bits, ring, frac, factor, matrix });
+        self.tensors.insert(name.to_owned(), TensorFormat { lane_bits, ring, frac, factor, matrix, public: false });
     }
 
     /// Whether the node reads an activation, or an activation reads it.

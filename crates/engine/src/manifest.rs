@@ -9,6 +9,7 @@ use tercet_model::graph::{Graph, Op, TensorSpec};
 use tercet_net::codec;
 
 use crate::numerics::{ModelNumerics, NodeSpec};
+use crate::soundness;
 use crate::walk::walk;
 
 /// Longest manifest that is read from outside.
@@ -60,15 +61,15 @@ impl Manifest {
 
     /// The embedding table, where it is public.
     pub fn public_table(&self) -> Option<&TensorSpec> {
-        match (&self.graph.nodes.first()?.op, self.numerics.public_table) {
-            (Op::Lookup { table }, true) => self.graph.tensor_spec(table),
+        match &self.graph.nodes.first()?.op {
+            Op::Lookup { table } if self.numerics.is_public(table) => self.graph.tensor_spec(table),
             _ => None,
         }
     }
 
     /// Whether the input is looked up privately in a secret table.
     pub fn looks_up(&self) -> bool {
-        matches!(self.numerics.nodes.first(), Some(NodeSpec::Lookup(_))) && !self.numerics.public_table
+        matches!(self.numerics.nodes.first(), Some(NodeSpec::Lookup(_))) && self.public_table().is_none()
     }
 
     /// Refuses shapes that the model does not take.
@@ -124,6 +125,9 @@ impl Manifest {
         if !self.graph.tensors.iter().all(|t| self.numerics.tensors.get(&t.name).is_some_and(lanes_fit)) {
             return bad("a tensor without a format");
         }
+        if let Some(node) = soundness::unsound(&self.graph, &self.numerics) {
+            return bad(&format!("numbers of {node} that nobody can compute with"));
+        }
         if self.name.is_empty() || self.name.len() > 200 || self.name.chars().any(char::is_control) {
             return bad("no usable name");
         }
@@ -135,5 +139,9 @@ impl Shapes for Manifest {
     fn shape_of(&self, name: &str) -> Result<(usize, usize)> {
         let spec = self.graph.tensor_spec(name);
         spec.map(|t| (t.rows, t.cols)).ok_or_else(|| Error::Misuse(format!("no tensor {name}")))
+    }
+
+    fn is_public(&self, name: &str) -> bool {
+        self.numerics.is_public(name)
     }
 }

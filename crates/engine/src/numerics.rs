@@ -98,6 +98,8 @@ pub struct TensorFormat {
     pub factor: f64,
     /// Whether it is the right-hand matrix of a linear layer, kept ready for its product.
     pub matrix: bool,
+    /// Whether its owner lets the nodes have it in the clear.
+    pub public: bool,
 }
 
 /// Everything that a suite needs to know beyond the graph.
@@ -115,8 +117,6 @@ pub struct ModelNumerics {
     pub score_ring: u32,
     /// What is added to the scores of a padded key, at the scale of activations: more than any two scores differ by.
     pub padding_bias: i64,
-    /// Whether the embedding table is public: the client looks up by itself.
-    pub public_table: bool,
 }
 
 /// A value that does not fit.
@@ -136,6 +136,17 @@ pub struct NoHeadroom {
 }
 
 impl ModelNumerics {
+    /// Whether a tensor is public.
+    pub fn is_public(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|format| format.public)
+    }
+
+    /// Makes the tensors public that `chosen` names. Their owner says so: a public tensor is in every share file in the clear, its
+    /// products cost nothing dealt, and a public embedding table goes to every client.
+    pub fn publish(&mut self, chosen: impl Fn(&str) -> bool) {
+        self.tensors.iter_mut().filter(|(name, _)| chosen(name)).for_each(|(_, format)| format.public = true);
+    }
+
     /// The numbers of an attention over `rows` rows.
     ///
     /// The product of exponentials and values must hold `rows * max_value`; that, and the sum of the exponentials, decide its
@@ -237,7 +248,7 @@ impl ModelNumerics {
         let rows = match (&graph.input, &graph.nodes.first().map(|n| &n.op)) {
             (Input::Tokens { vocab, .. }, Some(Op::Lookup { table })) => {
                 let frac = self.tensors.get(table).map_or(frac, |t| t.frac);
-                if self.public_table {
+                if self.is_public(table) {
                     RowInput::Matrix { width: graph.width(1), frac }
                 } else {
                     RowInput::Lookup { entries: *vocab, domain_bits: vocab.next_power_of_two().trailing_zeros().max(1) }

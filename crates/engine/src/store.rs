@@ -180,7 +180,8 @@ impl Weights for ModelShare {
         let missing = || Error::Misuse(format!("tensor {name} is not there in {} bits", E::BITS));
         let entry = self.entries.get(name).filter(|e| e.lane_bits == E::BITS).ok_or_else(missing)?;
         let planes = self.planes::<E>(entry).ok_or_else(missing)?;
-        Ok(Stored { rows: entry.rows as usize, cols: entry.cols as usize, ring: entry.ring, planes })
+        let public = self.manifest.numerics.is_public(name);
+        Ok(Stored { rows: entry.rows as usize, cols: entry.cols as usize, ring: entry.ring, planes, public })
     }
 }
 
@@ -192,6 +193,8 @@ pub(crate) struct StoreWriter {
     hash: Sha256,
     written: u64,
     entries: BTreeMap<String, Entry>,
+    /// The tensor that is being written.
+    current: String,
 }
 
 impl StoreWriter {
@@ -205,6 +208,7 @@ impl StoreWriter {
             hash: Sha256::new(),
             written: 0,
             entries: BTreeMap::new(),
+            current: String::new(),
         };
         writer.write(&MAGIC)?;
         writer.write(&VERSION.to_le_bytes())?;
@@ -213,28 +217,22 @@ impl StoreWriter {
         Ok(writer)
     }
 
-    /// Writes the planes of a tensor; an empty second plane is left out.
-    pub(crate) fn tensor<E: Element>(
-        &mut self,
-        name: &str,
-        [rows, cols]: [usize; 2],
-        ring: u32,
-        planes: [&[E]; 2],
-    ) -> Result<(), StoreError> {
-        let mut at = [None; 2];
-        for (at, plane) in at.iter_mut().zip(planes) {
-            if !plane.is_empty() {
-                *at = Some(self.written);
-                self.lanes(plane)?;
-                self.align()?;
-            }
-        }
-        let entry = Entry { rows: rows as u64, cols: cols as u64, lane_bits: E::BITS, ring, planes: at };
+    /// Begins a tensor, of which no plane is there yet.
+    pub(crate) fn begin<E: Element>(&mut self, name: &str, [rows, cols]: [usize; 2], ring: u32) {
+        let entry = Entry { rows: rows as u64, cols: cols as u64, lane_bits: E::BITS, ring, planes: [None; 2] };
+        self.current = name.to_owned();
         self.entries.insert(name.to_owned(), entry);
-        Ok(())
     }
 
-    fn lanes<E: Element>(&mut self, plane: &[E]) -> Result<(), StoreError> {
+    /// Begins a plane of the tensor that was begun last; its lanes follow, then [`StoreWriter::align`].
+    pub(crate) fn plane(&mut self, plane: usize) {
+        if let Some(entry) = self.entries.get_mut(&self.current) {
+            entry.planes[plane] = Some(self.written);
+        }
+    }
+
+    /// Writes lanes of a plane.
+    pub(crate) fn lanes<E: Element>(&mut self, plane: &[E]) -> Result<(), StoreError> {
         if cfg!(target_endian = "little") {
             return self.write(bytemuck::cast_slice(plane));
         }
@@ -261,7 +259,8 @@ impl StoreWriter {
         std::fs::rename(&self.temporary, &self.path).map_err(|e| self.io(e))
     }
 
-    fn align(&mut self) -> Result<(), StoreError> {
+    /// Fills up to the next multiple of 64 bytes.
+    pub(crate) fn align(&mut self) -> Result<(), StoreError> {
         let padding = (ALIGN - self.written % ALIGN) % ALIGN;
         self.write(&[0; ALIGN as usize][..padding as usize])
     }
