@@ -24,11 +24,11 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
         NodeSpec::Linear(spec) => linear(spec, numerics.formats),
         NodeSpec::Norm(spec) => norm(spec),
         NodeSpec::Attention { max_value } => {
-            scores && value(*max_value) && attention(&numerics.attention(graph.max_rows() + 1, *max_value), frac, 0)
+            scores && value(*max_value) && attention(&numerics.attention(graph.max_rows() + 1, *max_value), frac)
         }
         NodeSpec::Causal { max_value, bound: of } => {
             let fits = scores && value(*max_value) && bound(of);
-            fits && attention(&numerics.causal(graph.max_rows(), *max_value, *of).attention, frac, of.step)
+            fits && attention(&numerics.causal(graph.max_rows(), *max_value, *of).attention, frac)
         }
         NodeSpec::Activation(spec) => activation(spec, numerics.formats),
         NodeSpec::Gated(GatedSpec { activation: spec, truncate, ring }) => {
@@ -81,11 +81,10 @@ fn norm(spec: &NormSpec) -> bool {
         && spec.inverse.high + 2 <= spec.square_ring() - v_shift
 }
 
-/// `step`: by how many bits exponentials are larger than one.
-fn attention(spec: &AttentionSpec, frac: u32, step: u32) -> bool {
+fn attention(spec: &AttentionSpec, frac: u32) -> bool {
     let product = spec.exp_ring + spec.exp_guard.0 + spec.exp_guard.1;
-    let values = spec.value_ring <= LANE && spec.exp_ring <= spec.value_ring && spec.exp_frac + step < spec.exp_ring;
-    values && product <= LANE + spec.exp_frac + step
+    let values = spec.value_ring <= LANE && spec.exp_ring <= spec.value_ring && spec.exp_frac < spec.exp_ring;
+    values && product <= LANE + spec.exp_frac
         && spec.score_ring + frac <= LANE
         && spec.normalize_ring <= LANE
         && spec.ring < spec.normalize_ring
@@ -95,7 +94,7 @@ fn attention(spec: &AttentionSpec, frac: u32, step: u32) -> bool {
 }
 
 fn bound(spec: &BoundSpec) -> bool {
-    spec.lowest.unsigned_abs() < 1 << 20 && (1..=64).contains(&spec.step) && (1..=PIECES as u32).contains(&spec.steps)
+    spec.lowest.unsigned_abs() < 1 << 20 && spec.step.is_power_of_two() && spec.step <= 4 && (1..=PIECES as u32).contains(&spec.steps)
 }
 
 fn activation(spec: &ActivationSpec, formats: Numerics) -> bool {
