@@ -16,11 +16,11 @@ mod walk;
 
 pub use effort::{Effort, Term};
 pub use forecast::{Rates, Sample};
-pub use manifest::{MANIFEST_LIMIT_BYTES, MAX_ROWS_AT_ONCE, Manifest};
+pub use manifest::{Base, MANIFEST_LIMIT_BYTES, MAX_ROWS_AT_ONCE, Manifest};
 pub use chooser::choose;
 pub use numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat};
 pub use plan::{Plan, plan};
 pub use request::{Parsed, execute, parse};
-pub use split::{SplitError, share_path, split};
+pub use split::{SplitError, share_path, split, split_on};
 pub use store::{ModelShare, StoreError};
 pub use walk::walk;

@@ -13,7 +13,7 @@ use tercet_net::PartyId;
 use tercet_ring::fixed::{self, EncodeError};
 use tercet_ring::{Element, Seed, sharing};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Base, Manifest};
 use crate::numerics::{ModelNumerics, TensorFormat};
 use crate::store::{StoreError, StoreWriter};
 
@@ -45,6 +45,18 @@ pub fn split(
     name: &str,
     numerics: ModelNumerics,
     dirs: [&Path; 3],
+    progress: impl FnMut(&str),
+) -> Result<[PathBuf; 3], SplitError> {
+    split_on(model, name, numerics, None, dirs, progress)
+}
+
+/// As [`split`], but for the tensors that `base` lends: what is written are an adapter's own.
+pub fn split_on(
+    model: &Model,
+    name: &str,
+    numerics: ModelNumerics,
+    base: Option<Base>,
+    dirs: [&Path; 3],
     mut progress: impl FnMut(&str),
 ) -> Result<[PathBuf; 3], SplitError> {
     let manifest = Manifest {
@@ -53,6 +65,7 @@ pub fn split(
         graph: model.graph.clone(),
         numerics,
         tokenizer: model.tokenizer().map(|t| t.json().to_vec()),
+        base,
     };
     let manifest_bytes = manifest.to_bytes()?;
     let manifest = Manifest::from_bytes(&manifest_bytes)?;
@@ -62,7 +75,8 @@ pub fn split(
     for party in PartyId::ALL {
         writers.push(StoreWriter::create(&paths[party.index()], party)?);
     }
-    for (stream, spec) in manifest.graph.tensors.iter().enumerate() {
+    let held = manifest.graph.tensors.iter().filter(|spec| manifest.holds(&spec.name));
+    for (stream, spec) in held.enumerate() {
         progress(&spec.name);
         let missing = || TensorError::Unknown(spec.name.clone());
         let format = *manifest.numerics.tensors.get(&spec.name).ok_or_else(missing)?;
