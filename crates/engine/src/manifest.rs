@@ -86,7 +86,7 @@ impl Manifest {
     }
 
     /// Why `base`, with its digest, cannot lend this model its tensors.
-    pub fn check_base(&self, base: &Manifest, digest: [u8; 32]) -> Result<(), String> {
+    pub fn check_base(&self, base: &Manifest, digest: [u8; 32]) -> std::result::Result<(), String> {
         let Some(wanted) = &self.base else { return Err(format!("{} is no adapter", self.name)) };
         if wanted.digest != digest {
             return Err(format!("{} was made for another model than {}, or for another sharing of it", self.name, base.name));
