@@ -39,5 +39,5 @@ pub use interface::{Interface, RowInput};
 pub use model::{Model, TensorError};
 pub use oracle::{Matrix, Oracle, OracleError, OracleInput, Precision, Trace};
 pub use stats::{AttentionStats, GatedStats, NodeStats, NormStats, RouteStats, Span};
-pub use tokenizer::{Tokenizer, TokenizerError, Truncate};
+pub use tokenizer::{TextStream, Tokenizer, TokenizerError, Truncate};
 pub use validate::GraphError;
