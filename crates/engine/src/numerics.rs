@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, GatedSpec, InverseSpec, LinearSpec,
-    LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, GatedSpec, InverseSpec,
+    LinearSpec, LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
-use tercet_model::graph::{Graph, Input, Op, Output};
+use tercet_model::graph::{Graph, Input, Op};
 use tercet_model::{Interface, RowInput};
 
 use crate::chooser::Choice;
