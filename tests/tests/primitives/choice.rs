@@ -197,7 +197,7 @@ fn reenter<E: Element>(entries: usize, width: usize, wanted: &[i64], ring: u32, 
         _ => vec![0; width],
     };
     assert_eq!(reveal(&run.outputs), wanted.iter().flat_map(row).collect::<Vec<_>>(), "{wanted:?} of {entries}");
-    assert_eq!(run.cost, reentry::cost(wanted.len(), [entries, width], bits, ring, public));
+    assert_eq!(run.cost, reentry::cost::<E>(wanted.len(), [entries, width], bits, ring, public));
     run
 }
 
@@ -246,5 +246,5 @@ fn a_chosen_token_goes_back_in() {
     });
     assert_eq!(reveal(&run.outputs), expected.collect::<Vec<_>>());
     let parts: Cost = argmax::cost(rows, entries, &spec, false);
-    assert_eq!(run.cost, parts.then(reentry::cost(rows, [entries, width], 9, 64, false)));
+    assert_eq!(run.cost, parts.then(reentry::cost::<u64>(rows, [entries, width], 9, 64, false)));
 }
