@@ -99,7 +99,11 @@ impl<S: Shapes> Suite for Price<'_, S> {
         let rows = self.geometry.batch * self.geometry.rows;
         if let Some(bits) = self.places {
             let public = self.weights.is_public(table)?;
-            self.spend(reentry::cost(rows, [entries, cols], bits, self.numerics.wide, public));
+            let (wide, table) = (self.numerics.wide, [entries, cols]);
+            self.spend(match wide {
+                ..=32 => reentry::cost::<u32>(rows, table, bits, wide, public),
+                _ => reentry::cost::<u64>(rows, table, bits, wide, public),
+            });
         } else if self.input.is_none() {
             self.spend(lookup::cost(rows, cols, self.numerics.wide));
         }

@@ -187,7 +187,7 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
     }
 
     fn scale_blocks(&mut self, x: &Value, weights: &Value, spec: &ScaleSpec) -> Result<Value> {
-        if x.rows() != weights.rows() || weights.cols() == 0 || x.cols() % weights.cols() != 0 {
+        if x.rows() != weights.rows() || weights.cols() == 0 || !x.cols().is_multiple_of(weights.cols()) {
             let (a, b) = ([x.rows(), x.cols()], [weights.rows(), weights.cols()]);
             return Err(Error::Misuse(format!("{a:?} in blocks by {b:?}")));
         }
