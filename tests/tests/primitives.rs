@@ -2,6 +2,7 @@
 
 mod primitives {
     mod arithmetic;
+    mod causal;
     mod nonlinear;
     mod rows;
 }

@@ -37,6 +37,11 @@ impl<E: Element> Prepared<E> {
         Prepared { planes }
     }
 
+    /// The planes themselves; the second is empty at P1.
+    pub(crate) fn planes(&self) -> &[Vec<E>; 2] {
+        &self.planes
+    }
+
     /// As an operand.
     pub fn operand(&self) -> Operand<'_, E> {
         Operand { planes: [&self.planes[0], &self.planes[1]] }
@@ -58,26 +63,32 @@ pub fn matrix_product<E: Element>(
 ) -> Result<Additive<E>> {
     assert_eq!(x.len(), batch * rows * inner, "left operand");
     assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
+    let mut out = vec![E::ZERO; batch * rows * cols];
+    s.scope("product", |s| {
+        local_product(s, x.planes().each_ref().map(Tensor::data), y, [batch, rows, inner, cols], &mut out);
+        combine(s, Tensor::new([batch, rows, cols], out), ring)
+    })
+}
+
+/// What this party computes of a product by itself: P0 `gamma`, P1 `u v`, P2 `mx ly2 + lx2 my`. `x` are the planes of the left
+/// operand.
+pub(crate) fn local_product<E: Element>(
+    s: &mut Session,
+    x: [&[E]; 2],
+    y: Operand<'_, E>,
+    [batch, rows, inner, cols]: [usize; 4],
+    out: &mut [E],
+) {
     let multiply = |s: &mut Session, a: &[E], b: &[E], out: &mut [E], add: bool| {
         s.timed(Work::Matmul, |s| matmul::batched_matmul(s.pool(), batch, a, b, out, rows, inner, cols, add));
     };
-    let mut out = vec![E::ZERO; batch * rows * cols];
-    let [first, second] = x.planes().each_ref().map(Tensor::data);
-    let local = |s: &mut Session, out: &mut [E]| match s.party() {
-        PartyId::P0 => {
-            multiply(s, first, y.planes[0], out, false);
-            multiply(s, second, y.planes[1], out, true);
+    match s.party() {
+        PartyId::P0 | PartyId::P2 => {
+            multiply(s, x[0], y.planes[0], out, false);
+            multiply(s, x[1], y.planes[1], out, true);
         }
-        PartyId::P1 => multiply(s, &zip(first, second, E::sub), y.planes[0], out, false),
-        PartyId::P2 => {
-            multiply(s, first, y.planes[0], out, false);
-            multiply(s, second, y.planes[1], out, true);
-        }
-    };
-    s.scope("product", |s| {
-        local(s, &mut out);
-        combine(s, Tensor::new([batch, rows, cols], out), ring)
-    })
+        PartyId::P1 => multiply(s, &zip(x[0], x[1], E::sub), y.planes[0], out, false),
+    }
 }
 
 /// `x y` element by element in `Z_2^ring`; equal shapes.
@@ -114,8 +125,8 @@ fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
     Tensor::new(x.shape(), data)
 }
 
-/// Deals `gamma` and adds it up.
-fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
+/// Deals `gamma` and adds it up with what [`local_product`] gave.
+pub(crate) fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
     let shape = local.shape().to_vec();
     let len = local.len();
     let mut local = local.into_data();

@@ -9,9 +9,11 @@
 
 mod activation;
 mod attention;
+mod causal;
 mod norm;
 mod suite;
 mod value;
 
+pub use causal::PlainCache;
 pub use suite::{PlainInput, PlainRows, PlainSuite, PlainWeight, PlainWeights};
 pub use value::Value;
