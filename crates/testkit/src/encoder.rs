@@ -103,10 +103,10 @@ pub struct PrivateRun {
 /// A model, shared.
 pub struct Encoder {
     model: Model,
-    interface: Interface,
+    pub(crate) interface: Interface,
     shares: [ModelShare; 3],
-    encoded: EncodedModel,
-    oracle: Oracle,
+    pub(crate) encoded: EncodedModel,
+    pub(crate) oracle: Oracle,
     _dir: TempDir,
 }
 
@@ -291,24 +291,7 @@ impl Encoder {
             masked::<u32>(&key_bias, [&first, &second], Stream::KeyBias, self.interface.score_ring),
             masked::<E>(&row_weight, [&first, &second], Stream::RowWeight, wide),
         ];
-        let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
-        let rows = match (rows, &self.interface.rows) {
-            (PlainRows::Matrix(values), _) => values,
-            (PlainRows::Lookup(ids), RowInput::Lookup { domain_bits, .. }) => {
-                let mut signs = Vec::new();
-                for id in ids {
-                    let (own, of_signs) = share_index(*domain_bits, id);
-                    signs.extend(of_signs);
-                    for (keys, key) in keys.iter_mut().flatten().zip(own.iter().flatten()) {
-                        keys.extend(key.iter().flat_map(dpf::Key::to_bytes));
-                    }
-                }
-                signs
-            }
-            (PlainRows::Lookup(_), RowInput::Matrix { .. }) => {
-                unreachable!("ids are looked up where the table is secret")
-            }
-        };
+        let (rows, keys) = self.share_rows(rows);
         streams.push(masked::<E>(&rows, [&first, &second], Stream::Rows, wide));
         let Geometry { batch, rows } = request.geometry();
         let mut keys = keys.into_iter();
@@ -320,6 +303,39 @@ impl Encoder {
             masked: if party == PartyId::P0 { Vec::new() } else { streams.clone() },
             keys: keys.next().unwrap_or_default(),
         })
+    }
+
+    /// What is masked of the rows of an input, and each party's lookup keys.
+    pub(crate) fn share_rows(&self, rows: PlainRows) -> (Vec<i64>, [[Vec<u8>; 2]; 3]) {
+        let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
+        let rows = match (rows, &self.interface.rows) {
+            (PlainRows::Lookup(ids), RowInput::Lookup { domain_bits, .. }) => {
+                let mut signs = Vec::new();
+                for id in ids {
+                    let (own, of_signs) = share_index(*domain_bits, id);
+                    signs.extend(of_signs);
+                    for (keys, key) in keys.iter_mut().flatten().zip(own.iter().flatten()) {
+                        keys.extend(key.iter().flat_map(dpf::Key::to_bytes));
+                    }
+                }
+                signs
+            }
+            (PlainRows::Matrix(values), RowInput::Matrix { .. }) => values,
+            _ => unreachable!("ids are looked up where the table is secret"),
+        };
+        (rows, keys)
+    }
+
+    /// The rows of tokens: ids, or encoded rows of the public table.
+    pub(crate) fn token_rows(&self, ids: &[u32]) -> PlainRows {
+        match (&self.interface.rows, self.manifest().public_table()) {
+            (RowInput::Matrix { width, .. }, Some(table)) => {
+                let table = self.model.tensor(&table.name).expect("the table of this model");
+                let row = |&id: &u32| table[id as usize * width..][..*width].iter().map(|&v| f64::from(v));
+                PlainRows::Matrix(self.encode_rows(&ids.iter().flat_map(row).collect::<Vec<_>>()))
+            }
+            _ => PlainRows::Lookup(ids.iter().map(|&id| id as usize).collect()),
+        }
     }
 
     /// Whether each row counts.
@@ -372,7 +388,7 @@ enum Rows {
 }
 
 /// The masked values of a stream, packed.
-fn masked<E: Element>(values: &[i64], [first, second]: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
+pub(crate) fn masked<E: Element>(values: &[i64], [first, second]: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
     let values: Vec<E> = values.iter().map(|&v| E::from_i64(v)).collect();
     let mut packed = Vec::new();
     pack::pack(&sharing::split(&values, first, second, stream as u64), ring, &mut packed);

@@ -5,6 +5,7 @@
 //! keeps what one party needs to do its part again alone. [`encoder`] shares a whole model between them and runs it,
 //! beside its twin and the float oracle.
 
+pub mod decoder;
 pub mod encoder;
 mod replay;
 pub mod sharing;
