@@ -25,8 +25,11 @@ const MAX_OCTAVES: u32 = 24;
 /// Fractional bits that the residual stream of a decoder has beyond those of activations, as far as its sums allow: its rows
 /// begin as small as the embeddings are, and nothing normalises them on the way.
 const RESIDUAL_BITS: u32 = 4;
-/// Between two bounds of a row's largest score.
+/// Between two bounds of a row's largest score, at most: exponentials end at 16 beyond a bound, which is up to two steps above the
+/// maximum.
 const BOUND_STEP: u32 = 2;
+/// Bounds of a row that are worth half the step in `fast`.
+const FINE_BOUNDS: f64 = 64.0;
 
 /// What a profile fixes for every model.
 pub(crate) struct Choice {
@@ -49,14 +52,39 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    pub(crate) fn of(profile: Profile) -> Choice {
+    /// What a profile fixes for a graph.
+    fn of_graph(profile: Profile, graph: &Graph) -> Choice {
+        Choice::of(profile, graph.is_decoder())
+    }
+
+    /// What a profile fixes for decoders, or for encoders.
+    ///
+    /// The softmax of a decoder meets hundreds of keys whose scores nothing keeps small, so that what its rows are off by counts as
+    /// often as scores are large: `precise` has two fractional bits more there, and roots to match.
+    pub(crate) fn of(profile: Profile, decoder: bool) -> Choice {
+        let choice = Choice::of_encoders(profile);
+        match profile {
+            Profile::Precise if decoder => Choice {
+                formats: Numerics { frac: 18, ..choice.formats },
+                norm_ring: 30,
+                norm_bits: 18,
+                root_bits: 18,
+                root_per_octave: 48,
+                inverse_per_octave: 40,
+                ..choice
+            },
+            _ => choice,
+        }
+    }
+
+    fn of_encoders(profile: Profile) -> Choice {
         match profile {
             Profile::Fast => Choice {
                 profile,
                 formats: Numerics { wide: 32, frac: 10 },
                 weight_frac: 12,
                 least_weight_frac: 8,
-                norm_ring: 32,
+                norm_ring: 30,
                 gain_frac: 12,
                 norm_bits: 11,
                 square_bits: 4,
@@ -101,7 +129,7 @@ pub fn choose(
     profile: Profile,
     public_table: bool,
 ) -> Result<ModelNumerics, Vec<NoHeadroom>> {
-    let choice = Choice::of(profile);
+    let choice = Choice::of_graph(profile, graph);
     let mut chooser = Chooser {
         choice,
         graph,
@@ -225,7 +253,8 @@ impl Chooser<'_> {
             Op::CausalAttention { .. } => {
                 let seen = stats.attention.as_ref();
                 let max_value = self.attention(name, seen, f64::from(4 * BOUND_STEP));
-                let bound = bound(seen.map_or((0.0, 0.0), |a| (a.row_max.min.into(), a.row_max.max.into())));
+                let maxima = seen.map_or((0.0, 0.0), |a| (a.row_max.min.into(), a.row_max.max.into()));
+                let bound = bound(maxima, self.choice.profile);
                 (NodeSpec::Causal { max_value, bound }, frac)
             }
             Op::Add => {
@@ -234,7 +263,7 @@ impl Chooser<'_> {
             }
             Op::Activation(kind) => {
                 let ring = input.and_then(|v| self.rings.get(v)).copied().unwrap_or(wide);
-                (NodeSpec::Activation(activation(*kind, self.choice.profile, ring)), frac)
+                (NodeSpec::Activation(activation(*kind, self.choice.profile, frac, ring)), frac)
             }
             Op::MeanRows => {
                 let largest = size * self.graph.max_rows() as f64;
@@ -243,8 +272,8 @@ impl Chooser<'_> {
             }
             Op::Gated(kind) => {
                 let ring = input.and_then(|v| self.rings.get(v)).copied().unwrap_or(wide);
-                let ring_out = if wide == 32 { 32 } else { 47 };
-                let mut function = activation(*kind, self.choice.profile, ring);
+                let ring_out = if wide == 32 { wide } else { wide - frac };
+                let mut function = activation(*kind, self.choice.profile, frac, ring);
                 if let ActivationSpec::Gate(gate) = &mut function {
                     gate.ring = ring_out + frac;
                 }
@@ -257,7 +286,7 @@ impl Chooser<'_> {
                 (NodeSpec::Route { top: *top }, frac)
             }
             Op::ScaleBlocks => {
-                let ring = if wide == 32 { wide - frac } else { 47 };
+                let ring = wide - frac;
                 self.check(name, "the scaled blocks", size, self.choice.limit(ring));
                 (NodeSpec::Scale(ScaleSpec { truncate: frac, ring }), frac)
             }
@@ -449,11 +478,12 @@ impl Chooser<'_> {
 
 /// Bounds for maxima of rows that calibration saw between these; room for half of that range above, where a row that goes beyond
 /// is lost, and for a quarter below, where it loses precision.
-fn bound((lowest, highest): (f64, f64)) -> BoundSpec {
+fn bound((lowest, highest): (f64, f64), profile: Profile) -> BoundSpec {
     let range = (highest - lowest).max(8.0);
     let lowest = (lowest - range / 4.0).floor();
-    let steps = (highest + range / 2.0 - lowest) / f64::from(BOUND_STEP);
-    BoundSpec { lowest: lowest as i64, step: BOUND_STEP, steps: steps.ceil() as u32 + 1 }
+    let whole = highest + range / 2.0 - lowest;
+    let step = if profile == Profile::Precise || whole <= FINE_BOUNDS { 1 } else { BOUND_STEP };
+    BoundSpec { lowest: lowest as i64, step, steps: (whole / f64::from(step)).ceil() as u32 + 1 }
 }
 
 /// Bits that a value of this size takes, with headroom and the two that an extension needs.

@@ -6,8 +6,8 @@ use tercet_model::graph::Activation;
 
 use crate::numerics::Profile;
 
-/// The numbers of an activation of values in a ring of `ring` bits.
-pub(crate) fn activation(kind: Activation, profile: Profile, ring: u32) -> ActivationSpec {
+/// The numbers of an activation of values at scale `frac` in a ring of `ring` bits.
+pub(crate) fn activation(kind: Activation, profile: Profile, frac: u32, ring: u32) -> ActivationSpec {
     let (out, compare_ring) = match profile {
         Profile::Fast => (32, ring),
         Profile::Precise => (47, ring.min(30)),
@@ -34,7 +34,9 @@ pub(crate) fn activation(kind: Activation, profile: Profile, ring: u32) -> Activ
         Activation::Silu => Series::fit_even(|x| silu(x) - x / 2.0, edge_at, log2_period, step, terms),
         _ => Series::fit_odd(f64::tanh, edge_at, log2_period, step, terms),
     };
-    let body_ring = body_bits + if profile == Profile::Fast { 10 } else { 16 };
+    let body_ring = body_bits + frac;
+    // `precise` keeps two bits beyond those of its values.
+    let scale = if profile == Profile::Precise { scale.max(frac + 2) } else { scale };
     let gate = GateSpec { series, edge, compare_ring, dealt_frac: scale, public_frac: scale, body_ring, ring: out };
     if odd { ActivationSpec::Odd(gate) } else { ActivationSpec::Gate(gate) }
 }

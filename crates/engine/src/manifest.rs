@@ -161,7 +161,7 @@ impl Manifest {
     fn check(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::Misuse(format!("model manifest: {what}")));
         let formats = self.numerics.formats;
-        if !matches!((formats.wide, formats.frac), (32, 10) | (64, 16)) {
+        if !matches!((formats.wide, formats.frac), (32, 10) | (64, 16) | (64, 18 | 20)) {
             return bad("unknown formats");
         }
         if self.numerics.nodes.len() != self.graph.nodes.len() {

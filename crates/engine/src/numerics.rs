@@ -153,7 +153,7 @@ impl ModelNumerics {
     /// ring. Up to 160 rows the inverse of the sums keeps its precision in one ring; beyond, and in `precise`, it leaves in
     /// a smaller one and is extended, for one round more.
     pub fn attention(&self, rows: usize, max_value: f64) -> AttentionSpec {
-        let choice = Choice::of(self.profile);
+        let choice = Choice::of(self.profile, false);
         let frac = self.formats.frac;
         let long = rows > 160;
         let size = (rows as f64 * max_value).log2().ceil() as u32;
@@ -189,7 +189,7 @@ impl ModelNumerics {
     /// Exponents are taken from a bound, so that the largest exponential of a row may be as small as two steps below one: they
     /// have so many fractional bits more than those of an encoder, which the product with the values keeps.
     pub fn causal(&self, context: usize, max_value: f64, bound: BoundSpec) -> CausalSpec {
-        let choice = Choice::of(self.profile);
+        let choice = Choice::of(self.profile, true);
         let Numerics { wide, frac } = self.formats;
         let rows_log2 = (context as f64).log2().ceil() as u32;
         let size = (context as f64 * max_value).log2().ceil() as u32;
@@ -197,7 +197,7 @@ impl ModelNumerics {
         // The guard of the public factor grows with the lift: its error is that of a power below 2^16.
         let (kept, scale, exp_guard) = match self.profile {
             Profile::Fast => (12, 20, (11, 24 + lift)),
-            Profile::Precise => (16, 28, (16, 30 + lift)),
+            Profile::Precise => (18, 28, (18, 32 + lift)),
         };
         let exp_frac = kept + lift;
         let value_ring = exp_frac + frac + 2 + size;
@@ -217,7 +217,7 @@ impl ModelNumerics {
             normalize_ring: ring + scale,
             ring,
         };
-        CausalSpec { attention, rotary_frac: if wide == 32 { 10 } else { 16 }, bound }
+        CausalSpec { attention, rotary_frac: if wide == 32 { 10 } else { 17 }, bound }
     }
 
     /// The numbers of the weights of `experts` experts.

@@ -6,7 +6,7 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, BoundSpec, EXP_LOG2_RANGE, EXP_TOP_BITS, GateSpec, GatedSpec, InverseSpec,
     LinearSpec, NormSpec, Numerics, ScaleSpec,
 };
-use tercet_model::graph::Graph;
+use tercet_model::graph::{Graph, Op};
 
 use crate::numerics::{ModelNumerics, NodeSpec};
 
@@ -20,7 +20,7 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
     let frac = numerics.formats.frac;
     let scores =
         (frac + EXP_LOG2_RANGE + 1..=(1 + frac + EXP_LOG2_RANGE + EXP_TOP_BITS).min(32)).contains(&numerics.score_ring);
-    let sound = |spec: &NodeSpec| match spec {
+    let sound = |op: &Op, spec: &NodeSpec| match spec {
         NodeSpec::Lookup(spec) => spec.frac < numerics.formats.wide,
         NodeSpec::Linear(spec) => linear(spec, numerics.formats),
         NodeSpec::Norm(spec) => norm(spec),
@@ -29,7 +29,11 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
         }
         NodeSpec::Causal { max_value, bound: of } => {
             let fits = scores && value(*max_value) && bound(of);
-            fits && attention(&numerics.causal(graph.max_rows(), *max_value, *of).attention, frac)
+            fits && {
+                let spec = numerics.causal(graph.max_rows(), *max_value, *of);
+                let turned = if matches!(op, Op::CausalAttention { rotary: Some(_), .. }) { spec.rotary_frac } else { 0 };
+                attention(&spec.attention, frac) && numerics.score_ring + frac + turned <= LANE
+            }
         }
         NodeSpec::Activation(spec) => activation(spec, numerics.formats),
         NodeSpec::Gated(GatedSpec { activation: spec, truncate, ring }) => {
@@ -41,7 +45,7 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
         NodeSpec::Add { ring } => (2..=numerics.formats.wide).contains(ring),
         NodeSpec::None => true,
     };
-    graph.nodes.iter().zip(&numerics.nodes).find(|(_, spec)| !sound(spec)).map(|(node, _)| node.name.as_str())
+    graph.nodes.iter().zip(&numerics.nodes).find(|(node, spec)| !sound(&node.op, spec)).map(|(node, _)| node.name.as_str())
 }
 
 /// Whether a ring and what is dropped above it fit.

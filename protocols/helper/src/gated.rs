@@ -25,6 +25,14 @@ pub fn cost(len: usize, ring: u32, frac: u32, spec: &GatedSpec) -> Cost {
 /// # Errors
 /// An odd number of columns, or an activation that leaves a smaller ring than the product's.
 pub fn gated<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &GatedSpec) -> Result<Masked<E>> {
+    if spec.ring + spec.truncate > E::BITS {
+        // Narrow lanes hold the halves and the result, but not their product.
+        return Ok(in_lanes::<u64>(s, &x.low(x.ring()), frac, spec)?.low(spec.ring));
+    }
+    in_lanes(s, x, frac, spec)
+}
+
+fn in_lanes<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &GatedSpec) -> Result<Masked<E>> {
     let (columns, ring) = (x.planes()[0].width(), spec.ring + spec.truncate);
     if !columns.is_multiple_of(2) || activation::result_ring(&spec.activation) < ring {
         let left = activation::result_ring(&spec.activation);
