@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::evaluation::{Evaluation, Tensors};
-use crate::graph::Input;
+use crate::graph::{Input, Op};
 use crate::model::Model;
 use crate::oracle::{OracleError, OracleInput, free, input_tensor, last_uses, load, read};
 use crate::stats::NodeStats;
@@ -88,13 +88,11 @@ pub fn calibrate_with(
 
 /// The built-in inputs, the same at every call: for texts, sentences of many kinds and random tokens at lengths from one
 /// to the longest; for images noise, gradients, stripes and plain areas. Decoders, which are large, get fewer and no longer than
-/// 512 tokens, 4,000 in all: as each is run at every position, the short ones are within the long ones. Put inputs of the
+/// 512 tokens (1,024 where positions are learned), 4,000 in all: as each is run at every position, the short ones are within the long ones. Put inputs of the
 /// model's own field beside them.
 pub fn calibration_inputs(model: &Model) -> Vec<OracleInput> {
     match &model.graph.input {
-        Input::Tokens { vocab, max_tokens } if model.graph.is_decoder() => {
-            sequences(model, *vocab, (*max_tokens).min(LONGEST_SEQUENCE))
-        }
+        Input::Tokens { vocab, max_tokens } if model.graph.is_decoder() => sequences(model, *vocab, *max_tokens),
         Input::Tokens { vocab, max_tokens } => {
             let mut inputs = sentences(model, *max_tokens);
             inputs.extend(random_tokens(*vocab, *max_tokens));
@@ -111,11 +109,18 @@ pub fn calibration_inputs(model: &Model) -> Vec<OracleInput> {
     }
 }
 
-/// Ids of texts, each cut to the longest that the model takes. Texts without tokens are left out.
+/// Ids of texts, each cut to the longest that the model takes; for decoders cut into sequences of at most 512 tokens. Texts
+/// without tokens are left out.
 pub fn text_inputs<T: AsRef<str>>(model: &Model, texts: &[T]) -> Vec<OracleInput> {
     let (Some(tokenizer), Input::Tokens { max_tokens, .. }) = (model.tokenizer(), &model.graph.input) else {
         return Vec::new();
     };
+    if model.graph.is_decoder() {
+        let longest = (*max_tokens).min(LONGEST_SEQUENCE);
+        let ids = texts.iter().filter_map(|text| tokenizer.encode(text.as_ref(), usize::MAX, Truncate::No).ok());
+        let cut = ids.flat_map(|ids| ids.chunks(longest).map(<[u32]>::to_vec).collect::<Vec<_>>());
+        return cut.map(OracleInput::Tokens).collect();
+    }
     let ids = texts.iter().filter_map(|text| tokenizer.encode(text.as_ref(), *max_tokens, Truncate::Yes).ok());
     ids.map(OracleInput::Tokens).collect()
 }
@@ -134,7 +139,11 @@ fn sentences(model: &Model, max_tokens: usize) -> Vec<OracleInput> {
 }
 
 /// For decoders: a few long texts of all the sentences, and random tokens.
-fn sequences(model: &Model, vocab: usize, longest: usize) -> Vec<OracleInput> {
+fn sequences(model: &Model, vocab: usize, max_tokens: usize) -> Vec<OracleInput> {
+    let longest = max_tokens.min(LONGEST_SEQUENCE);
+    // Learned positions are as large as each of them happens to be, so that more of them are looked at.
+    let learned = model.graph.nodes.iter().any(|node| matches!(node.op, Op::AddPositions { .. }));
+    let last = if learned { max_tokens.min(2 * LONGEST_SEQUENCE) } else { longest };
     let mut random = Random::new("sequences");
     let mut inputs: Vec<Vec<u32>> = Vec::new();
     if let Some(tokenizer) = model.tokenizer() {
@@ -142,8 +151,8 @@ fn sequences(model: &Model, vocab: usize, longest: usize) -> Vec<OracleInput> {
             inputs.extend(tokenizer.encode(&texts.join(" "), longest.min(360), Truncate::Yes).ok());
         }
     }
-    for n in [1, 3, 16, 64, 233, longest] {
-        inputs.push((0..n.min(longest)).map(|_| random.below(vocab)).collect());
+    for n in [1, 3, 16, 64, 233, last] {
+        inputs.push((0..n.min(last)).map(|_| random.below(vocab)).collect());
     }
     // One token again and again: the most uniform attention, and the largest sums.
     for n in [16, longest] {
@@ -333,6 +342,14 @@ mod tests {
                 .collect();
             assert_eq!((lengths.iter().min(), lengths.iter().max()), (Some(&1), Some(&320)), "{fixture}");
             assert!((2000..4000).contains(&lengths.iter().sum::<usize>()), "{lengths:?}");
+            let longer = "the fox and the dog ".repeat(400);
+            let texts = text_inputs(&model, &["", "the fox", longer.as_str()]);
+            let lengths = texts.iter().map(|input| match input {
+                OracleInput::Tokens(ids) => ids.len(),
+                OracleInput::Patches(_) => 0,
+            });
+            let lengths: Vec<usize> = lengths.collect();
+            assert!(lengths.len() > 3 && lengths[0] < 10 && lengths[1] == 320, "{lengths:?}");
             let ranges = calibrate(&model, &inputs).unwrap();
             assert_eq!(ranges.nodes.len(), model.graph.nodes.len());
             let attention = ranges.node("layer1/attention").unwrap().attention.unwrap();

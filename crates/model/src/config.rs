@@ -134,12 +134,17 @@ impl Config {
 
 fn architecture(map: &Map<String, Value>, problems: &mut Vec<Problem>) -> Option<(Family, Kind)> {
     let first = map.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-    // Encoders saved by hand carry only the type.
+    // Models saved by hand carry only the type.
     let name = match (first, map.get("model_type").and_then(Value::as_str)) {
         (Some(name), _) => name,
         (None, Some("bert")) => "BertModel",
         (None, Some("roberta" | "xlm-roberta" | "camembert")) => "RobertaModel",
         (None, Some("distilbert")) => "DistilBertModel",
+        (None, Some("gpt2")) => "GPT2LMHeadModel",
+        (None, Some("llama")) => "LlamaForCausalLM",
+        (None, Some("mistral")) => "MistralForCausalLM",
+        (None, Some("qwen2")) => "Qwen2ForCausalLM",
+        (None, Some("mixtral")) => "MixtralForCausalLM",
         (None, Some(other)) => other,
         (None, None) => "(config.json names none)",
     };

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::config::CONFIG;
 use crate::error::Problem;
 use crate::fields::{Fields, read_object};
+use crate::rotary::rounded;
 
 const GENERATION: &str = "generation_config.json";
 /// Options that change which token is chosen and that no client applies.
@@ -150,7 +151,7 @@ impl Fields<'_> {
     fn number(&mut self, key: &str, default: f64, rule: &str, holds: fn(f64) -> bool) -> f64 {
         match self.get(key).map(|v| (v.as_f64(), v.to_string())) {
             None => default,
-            Some((Some(n), _)) if n.is_finite() && holds(n) => n,
+            Some((Some(n), _)) if n.is_finite() && holds(n) => rounded(n),
             Some((_, text)) => {
                 self.bad(key, format!("{text}; {rule} is needed"));
                 default
