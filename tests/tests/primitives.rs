@@ -6,5 +6,6 @@ mod primitives {
     mod nonlinear;
     mod routing;
     mod rows;
+    mod twin;
     mod weights;
 }
