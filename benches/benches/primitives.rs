@@ -13,7 +13,7 @@ use std::hint::black_box;
 use criterion::Criterion;
 use tercet_benches::limit::{Home, Limit};
 use tercet_benches::{Ledger, criterion};
-use tercet_core::spec::{ActivationSpec, AttentionSpec, LinearSpec, NormSpec};
+use tercet_core::spec::{ActivationSpec, AttentionSpec, ChoiceSpec, InverseSpec, LinearSpec, NormSpec, RouteSpec};
 use tercet_core::{Result, Session};
 use tercet_engine::{ModelNumerics, NodeSpec, Profile, choose};
 use tercet_helper::attention::{Heads, attention};
@@ -21,7 +21,9 @@ use tercet_helper::bits::{MaskedBits, words};
 use tercet_helper::exponential::{Scales, exp2_neg};
 use tercet_helper::linear::{Prepared, elementwise, matrix_product};
 use tercet_helper::lookup::{self, lookup};
-use tercet_helper::{Masked, activation, compare, extend, inverse, maximum, norm, select, truncate};
+use tercet_helper::noise::Noise;
+use tercet_helper::reentry::{self, Table};
+use tercet_helper::{Masked, activation, argmax, compare, extend, inverse, maximum, norm, route, select, truncate};
 use tercet_model::graph::{Activation, Graph, Input, Node, Op, Output, TensorSpec};
 use tercet_model::{AttentionStats, NodeStats, NormStats, Ranges, Span};
 use tercet_net::PartyId;
@@ -269,6 +271,44 @@ impl Bench<'_> {
             lookup(s, lookup::planes(&table[me]), [VOCABULARY, WIDTH], &keys[me], ring)
         });
     }
+
+    /// A token is chosen and goes back in; experts are weighed.
+    fn choice(&mut self, layer: &Layer) {
+        let (frac, ring) = (layer.numerics.formats.frac, layer.numerics.formats.wide);
+        let index_bits = VOCABULARY.next_power_of_two().trailing_zeros();
+        let spec = ChoiceSpec { compare_frac: 5, compare_ring: 15, index_bits };
+        let scores = ramp::<u32>(&[1, VOCABULARY], frac + 10, 18);
+        let least = Least::planes::<u32, u32>(VOCABULARY, 1);
+        for (name, noisy) in [("argmax of 30522", false), ("sample of 30522", true)] {
+            self.primitive(name, VOCABULARY, least, |s| {
+                let noise = noisy.then(|| Some(Noise { temperature: 1.0, seed: Some(Seed::from_bytes([19; 32])) }));
+                argmax::choose(s, &scores[s.party().index()], frac, &spec, &noise.into_iter().collect::<Vec<_>>())
+            });
+        }
+        let table = ramp::<u32>(&[VOCABULARY, WIDTH], ring, 20);
+        let place = share::<u32>(&[30_001], &[1, 1], index_bits, 21);
+        let products = VOCABULARY * WIDTH;
+        let least = Least::planes::<u32, u32>(VOCABULARY * WIDTH, WIDTH).products::<u32>(products);
+        self.primitive("reentry in 30522x384", WIDTH, least, |s| {
+            let me = s.party().index();
+            let table = Table::Secret(lookup::planes(&table[me]));
+            reentry::rows_at(s, &place[me], table, [VOCABULARY, WIDTH], ring)
+        });
+        let softmax = AttentionSpec {
+            inverse: InverseSpec::new(1.0, layer.attention.exp_frac - 1, layer.attention.exp_frac + 2, 10, 64, 24, 32),
+            ring: 22,
+            ..layer.attention.clone()
+        };
+        let (rows, experts) = (SHAPE.rows, 8);
+        let scores = ramp::<u32>(&[rows, experts], layer.attention.score_ring, 22);
+        let spec = RouteSpec { top: 2, softmax };
+        self.primitive(
+            "route 2 of 8",
+            rows * experts,
+            Least::planes::<u32, u32>(rows * experts, rows * experts),
+            |s| route::route(s, &scores[s.party().index()], frac, &spec),
+        );
+    }
 }
 
 /// Shares of values that run through the middle of a ring. What they are does not matter: no primitive's time depends
@@ -303,6 +343,7 @@ fn main() {
     bench.functions(&layer);
     bench.rows(&layer);
     bench.lookup(&layer);
+    bench.choice(&layer);
     c.final_summary();
     ledger.print();
 }

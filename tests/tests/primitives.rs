@@ -7,5 +7,6 @@ mod primitives {
     mod nonlinear;
     mod routing;
     mod rows;
+    mod twin;
     mod weights;
 }

@@ -241,12 +241,15 @@ pub struct GatedSpec {
     pub ring: u32,
 }
 
-/// The weights of experts from their scores: the softmax over the largest of a row.
+/// The weights of experts from their scores: the softmax over the largest of a row. Scores come scaled by `log2(e)`, which belongs in
+/// the weights of the gate as it does in those of queries; weights leave at the scale of activations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouteSpec {
     /// How many experts have a say.
     pub top: usize,
-    /// The softmax: its score ring, exponentials, inverse, and the ring of the result.
+    /// The softmax: its score ring, exponentials, inverse, and the ring of the result; nothing else of it counts. A row's scores differ by
+    /// less than the ring of exponents holds, less 16. The sum is between one exponential, rounded, and `top`. The last
+    /// product is taken in `ring + inverse.frac_out - frac` bits, at most 64.
     pub softmax: AttentionSpec,
 }
 
@@ -264,9 +267,9 @@ pub struct ScaleSpec {
 pub struct ChoiceSpec {
     /// Fractional bits of the scores that are compared.
     pub compare_frac: u32,
-    /// Ring in which scores at that scale are compared.
+    /// Ring in which scores at that scale are compared, at most 32: it holds what two of a row differ by, noise included.
     pub compare_ring: u32,
-    /// Bits of a place.
+    /// Bits of a place, at least one.
     pub index_bits: u32,
 }
 

@@ -8,8 +8,10 @@
 //! Long rows meet in groups of four, which deal the fewest bits; shorter ones in groups of up to eight, which deal more than twice
 //! as many bits an element and need two thirds of the rounds.
 //!
-//! *Error*: the score at the place is the largest up to `2^-compare_frac` either way (and one unit of the scores' own scale).
-//! *Cost*: four rounds a level, six levels for fifty thousand. *Security*: built from comparison, selection and remasking alone: an
+//! *Error*: coarsening puts a score less than one unit of `2^-compare_frac` low and less than two high, so that the largest is missed
+//! for one less than three units below at most; where scores have no more fractional bits than are compared, it is exact. Equal
+//! scores are won by one of them whatever the noise, which shifts odds by up to half a unit. *Cost*: four rounds a level, six levels
+//! for fifty thousand. *Security*: built from comparison, selection and remasking alone: an
 //! evaluator receives halves of fresh sharings and the other's halves under uniform masks. The place is opened to nobody here.
 
 use tercet_core::spec::ChoiceSpec;

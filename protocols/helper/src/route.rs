@@ -93,7 +93,7 @@ pub fn route<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &Route
         return Err(Error::Misuse(format!("the {top} largest of {experts} experts")));
     }
     let last = spec.ring + by;
-    if x.ring() < spec.score_ring || spec.score_ring > 32 || spec.score_ring < exp.ring_in() {
+    if x.ring() < spec.score_ring || spec.score_ring > 32 || spec.score_ring < exp.ring_in() || exp.top_bits == 0 {
         return Err(Error::Misuse(format!("scores of {} bits in a ring of {}", x.ring(), spec.score_ring)));
     }
     if spec.inverse.frac_out < frac || last > 64 || last <= spec.exp_frac + 3 || exp.product_ring() > 64 {
