@@ -209,12 +209,12 @@ pub struct CausalSpec {
 /// maximum should be at least `lowest - step`: the further it lies below, the smaller are all exponentials of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoundSpec {
-    /// The lowest bound.
+    /// The lowest bound. The ring of the scores holds their differences from it.
     pub lowest: i64,
     /// Between two bounds: a power of two.
     pub step: u32,
-    /// Number of bounds; the largest maximum is below `lowest + steps * step`. At most half as many as scores may be steps
-    /// apart: `2^(coarse_bits - 1)`.
+    /// Number of bounds; the largest maximum is below `lowest + steps * step`. Fewer than `2^(coarse_bits - 1)`, so that what
+    /// passes for a step more is still in the upper half of the ring.
     pub steps: u32,
 }
 

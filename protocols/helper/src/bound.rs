@@ -78,7 +78,7 @@ pub fn above(s: &mut Session, x: &Masked<u32>, rows: &Ragged, frac: u32, spec: &
     assert_eq!(x.len(), rows.len(), "rows of these lengths");
     let fits = spec.step.is_power_of_two() && spec.coarsen(frac) < x.ring();
     let bits = if fits { spec.coarse_bits(x.ring(), frac) } else { 0 };
-    if !(2..=MOST_COARSE_BITS).contains(&bits) || spec.steps == 0 || spec.steps > 1 << (bits - 1) {
+    if !(2..=MOST_COARSE_BITS).contains(&bits) || spec.steps == 0 || spec.steps >= 1 << (bits - 1) {
         let BoundSpec { step, steps, .. } = spec;
         return Err(Error::Misuse(format!("{steps} bounds {step} apart for scores of {} bits", x.ring())));
     }

@@ -172,6 +172,15 @@ impl<E: Element> Masked<E> {
         self.each(ring - by, |plane| plane.map(|v| F::from_u64((v.low(ring) >> by).to_u64())))
     }
 
+    /// As [`Masked::shift`], but with an error of zero mean, within a unit and a half: the parts dropped from two masks outweigh
+    /// that of the masked value by half a unit in the mean.
+    pub fn shift_nearest<F: Element>(&self, by: u32) -> Masked<F> {
+        let half = if by == 0 || self.party == PartyId::P0 { E::ZERO } else { E::ONE << (by - 1) };
+        let (ring, [first, second]) = (self.ring, &self.planes);
+        let down = |v: E| F::from_u64((v.low(ring) >> by).to_u64());
+        Masked::new(self.party, ring - by, [first.map(|v| down(v.sub(half))), second.map(down)])
+    }
+
     /// Multiplies by `2^by` and leaves a ring wider by as many bits. Free and exact.
     pub fn scale_up(&self, by: u32) -> Masked<E> {
         debug_assert!(self.ring + by <= E::BITS);

@@ -17,7 +17,7 @@
 //! online `(R - k) + (n + f) + w` each way; dealt `2 (R - k) + (n + f) + w + 3 (w - n)`.
 //!
 //! *Error*: that of the inverse root, relative; a unit of `g` times the root; about a unit of the result. `v` is off by the noise of
-//! its shift, a quarter of a squared unit an element beside a mean square of at least `2^8`.
+//! its shift, half of a squared unit an element beside a mean square of at least `2^8`.
 //!
 //! *Security*: built from other primitives. What an evaluator receives are dealt halves of fresh sharings (extension, comparison,
 //! products) and the other evaluator's halves under masks that are drawn for each exchange and that it does not know
@@ -78,12 +78,12 @@ fn normalized<E: Element>(
         let x: Masked<u64> = extend::extend(s, x, spec.extended)?;
         let d = if spec.centred { x.each(x.ring(), centre) } else { x };
 
-        let coarse: Masked<u64> = d.shift(spec.square_shift);
+        let coarse: Masked<u64> = d.shift_nearest(spec.square_shift);
         let square = row_dot(s, &coarse, &coarse, spec.square_ring())?;
         let square = truncate::post(s, square, 0, spec.square_ring())?;
         let product_ring = spec.scaled_ring + spec.scaled_truncate;
         let gain = gain.low::<u64>(product_ring).each(product_ring, |plane| repeat_rows(plane, d.shape(), rows));
-        let d: Masked<u64> = d.shift::<u64>(spec.shift).low(product_ring);
+        let d: Masked<u64> = d.shift_nearest::<u64>(spec.shift).low(product_ring);
         let scaled = elementwise(s, &d, &gain, product_ring)?;
         let scaled = truncate::post(s, scaled, spec.scaled_truncate, spec.scaled_ring)?;
 

@@ -40,7 +40,5 @@ pub fn turn<F: Element>(
         });
         Tensor::new(plane.shape(), data)
     });
-    // The dropped parts of two masks outweigh that of the masked value by half a unit in the mean.
-    let centre = if frac == 0 { 0 } else { 1 << (frac - 1) };
-    turned.plus(-centre).shift(frac)
+    turned.shift_nearest(frac)
 }

@@ -126,6 +126,50 @@ fn layer_norm_matches_floating_point() {
     }
 }
 
+/// RMSNorm of the same rows: no mean taken off, no bias.
+#[test]
+fn rms_norm_matches_floating_point() {
+    let rows = Rows::new(30);
+    for (ring, frac_out) in [(20, 22), (32, 22)] {
+        // The element's own scale: two powers of the width fewer than a centred row has in d and in v.
+        let mut spec = NormSpec {
+            centred: false,
+            extended: 36,
+            shift: 0,
+            scaled_truncate: 8,
+            scaled_ring: 22,
+            square_shift: 2,
+            v_shift: 4,
+            inverse: InverseSpec::new(0.5, 10, 26, 6, 64, 26, frac_out),
+            ..norm_spec(30)
+        };
+        spec.truncate = (spec.product_frac(WIDTH) - 10) as u32;
+        let gain: Vec<i64> = rows
+            .gains
+            .iter()
+            .map(|gain| (gain * NormSpec::gain_factor(WIDTH) * f64::from(1u32 << GAIN_FRAC)).round() as i64)
+            .collect();
+        let x = share::<u32>(&rows.x, &[30, WIDTH], ring, 15);
+        let gain = share::<u64>(&gain, &[1, WIDTH], 64, 16);
+        let run = World::default().run(|s| norm::rms_norm(s, &x[s.party().index()], &gain[s.party().index()], &spec));
+        let (mut largest, mut sum) = (0.0f64, 0.0);
+        for (got, x) in reveal(&run.outputs).chunks(WIDTH).zip(rows.x.chunks(WIDTH)) {
+            let root = (x.iter().map(|&v| (v as f64).powi(2)).sum::<f64>() / WIDTH as f64).sqrt();
+            for ((got, x), gain) in got.iter().zip(x).zip(&rows.gains) {
+                let error = *got as f64 / 1024.0 - *x as f64 / root * gain;
+                largest = largest.max(error.abs());
+                sum += error;
+            }
+        }
+        println!("RMSNorm from {ring} bits, {} bits of truncation: {largest:.4} at most", spec.truncate);
+        assert!(largest < 0.012, "from {ring} bits: {largest}");
+        assert!((sum / rows.x.len() as f64).abs() < 2e-4, "biased by {}", sum / rows.x.len() as f64);
+        assert_eq!(run.cost, norm::cost(30, WIDTH, ring, &spec));
+        assert_uniform(&run.received[1], "RMSNorm at P1");
+        assert_uniform(&run.received[2], "RMSNorm at P2");
+    }
+}
+
 #[test]
 fn layer_norm_shows_nothing() {
     // Of equal rows and of rows that differ.
