@@ -35,7 +35,7 @@ const CONFINED: [(&str, &[&str]); 10] = [
     ("bincode", &["net"]),
     ("candle-core", &["model", "examples"]),
     ("candle-nn", &["examples"]),
-    ("tokenizers", &["model"]),
+    ("tokenizers", &["model", "examples"]),
     ("cudarc", &["cuda"]),
 ];
 
