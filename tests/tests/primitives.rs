@@ -2,6 +2,9 @@
 
 mod primitives {
     mod arithmetic;
+    mod choice;
     mod nonlinear;
+    mod routing;
     mod rows;
+    mod weights;
 }

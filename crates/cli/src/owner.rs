@@ -110,5 +110,6 @@ pub(crate) fn manifest(model: &Model, numerics: ModelNumerics) -> Manifest {
         graph: model.graph.clone(),
         numerics,
         tokenizer: model.tokenizer().map(|tokenizer| tokenizer.json().to_vec()),
+        base: None,
     }
 }

@@ -25,9 +25,8 @@ const MAX_OCTAVES: u32 = 24;
 /// Fractional bits that the residual stream of a decoder has beyond those of activations, as far as its sums allow: its rows
 /// begin as small as the embeddings are, and nothing normalises them on the way.
 const RESIDUAL_BITS: u32 = 4;
-/// Between two bounds of a row's largest score, and how many there are at most.
-const BOUND_STEP: u32 = 4;
-const BOUND_STEPS: u32 = 64;
+/// Between two bounds of a row's largest score.
+const BOUND_STEP: u32 = 2;
 
 /// What a profile fixes for every model.
 pub(crate) struct Choice {
@@ -94,7 +93,8 @@ fn power(exponent: i32) -> f64 {
     f64::from(exponent).exp2()
 }
 
-/// Chooses the numbers of a model, or says everything that has no headroom.
+/// Chooses the numbers of a model, or says everything that has no headroom. Nothing is public but the embedding table, and that
+/// where `public_table` says so; see [`ModelNumerics::publish`].
 pub fn choose(
     graph: &Graph,
     ranges: &Ranges,
@@ -144,10 +144,14 @@ pub fn choose(
     let frac = choice.formats.frac;
     // A padded key must fall at least 16 below the largest score, where its exponential is zero. In a decoder there is no padding;
     // what is added to a difference of scores there is the distance of its bound.
-    let padding = if graph.is_decoder() { f64::from(2 * BOUND_STEP + 2) } else { (spread + 16.0).ceil() };
+    let padding = if graph.is_decoder() { f64::from(4 * BOUND_STEP) } else { (spread + 16.0).ceil() };
     let score_ring = 1 + frac + ((spread + padding).log2().ceil() as u32).max(LEAST_SCORE_BITS);
     let padding_bias = -((padding as i64) << frac);
-    Ok(ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias, public_table })
+    let mut numerics = ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias };
+    if public_table && let Some(Op::Lookup { table }) = graph.nodes.first().map(|node| &node.op) {
+        numerics.publish(|name| name == table);
+    }
+    Ok(numerics)
 }
 
 struct Chooser<'a> {
@@ -220,7 +224,7 @@ impl Chooser<'_> {
             }
             Op::CausalAttention { .. } => {
                 let seen = stats.attention.as_ref();
-                let max_value = self.attention(name, seen, f64::from(2 * BOUND_STEP + 2));
+                let max_value = self.attention(name, seen, f64::from(4 * BOUND_STEP));
                 let bound = bound(seen.map_or((0.0, 0.0), |a| (a.row_max.min.into(), a.row_max.max.into())));
                 (NodeSpec::Causal { max_value, bound }, frac)
             }
@@ -281,7 +285,7 @@ impl Chooser<'_> {
 
     fn tensor(&mut self, name: &str, ring: u32, frac: u32, factor: f64, matrix: bool) {
         let lane_bits = if ring <= 32 { 32 } else { 64 };
-        self.tensors.insert(name.to_owned(), TensorFormat { lane_bits, ring, frac, factor, matrix });
+        self.tensors.insert(name.to_owned(), TensorFormat { lane_bits, ring, frac, factor, matrix, public: false });
     }
 
     /// Whether the node reads an activation, or an activation reads it.
@@ -443,11 +447,9 @@ impl Chooser<'_> {
 /// is lost, and for a quarter below, where it loses precision.
 fn bound((lowest, highest): (f64, f64)) -> BoundSpec {
     let range = (highest - lowest).max(8.0);
-    let (lowest, highest) = ((lowest - range / 4.0).floor(), highest + range / 2.0);
-    let steps = |step: u32| ((highest - lowest) / f64::from(step)).ceil() as u32 + 1;
-    let step = (0..4).map(|doubled| BOUND_STEP << doubled).find(|&step| steps(step) <= BOUND_STEPS);
-    let step = step.unwrap_or(8 * BOUND_STEP);
-    BoundSpec { lowest: lowest as i64, step, steps: steps(step).min(BOUND_STEPS) }
+    let lowest = (lowest - range / 4.0).floor();
+    let steps = (highest + range / 2.0 - lowest) / f64::from(BOUND_STEP);
+    BoundSpec { lowest: lowest as i64, step: BOUND_STEP, steps: steps.ceil() as u32 + 1 }
 }
 
 /// Bits that a value of this size takes, with headroom and the two that an extension needs.

@@ -1,5 +1,7 @@
 //! The public part of a shared model: what all three nodes must agree on, and what a client is told.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tercet_core::{Error, Geometry, Result};
@@ -9,6 +11,7 @@ use tercet_model::graph::{Graph, Op, TensorSpec};
 use tercet_net::codec;
 
 use crate::numerics::{ModelNumerics, NodeSpec};
+use crate::soundness;
 use crate::walk::walk;
 
 /// Longest manifest that is read from outside.
@@ -30,6 +33,17 @@ pub struct Manifest {
     pub numerics: ModelNumerics,
     /// The tokenizer as JSON, for models of texts.
     pub tokenizer: Option<Vec<u8>>,
+    /// For a model that another one lends most of its tensors.
+    pub base: Option<Base>,
+}
+
+/// What an adapter stands on: its share file holds its own tensors alone, and works beside that of its base only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Digest of the manifest of the model that it was made for.
+    pub digest: [u8; 32],
+    /// The tensors that are lent.
+    pub tensors: BTreeSet<String>,
 }
 
 impl Manifest {
@@ -60,15 +74,36 @@ impl Manifest {
 
     /// The embedding table, where it is public.
     pub fn public_table(&self) -> Option<&TensorSpec> {
-        match (&self.graph.nodes.first()?.op, self.numerics.public_table) {
-            (Op::Lookup { table }, true) => self.graph.tensor_spec(table),
+        match &self.graph.nodes.first()?.op {
+            Op::Lookup { table } if self.numerics.is_public(table) => self.graph.tensor_spec(table),
             _ => None,
         }
     }
 
+    /// Whether this model's share file holds a tensor, rather than that of its base.
+    pub fn holds(&self, tensor: &str) -> bool {
+        self.base.as_ref().is_none_or(|base| !base.tensors.contains(tensor))
+    }
+
+    /// Why `base`, with its digest, cannot lend this model its tensors.
+    pub fn check_base(&self, base: &Manifest, digest: [u8; 32]) -> std::result::Result<(), String> {
+        let Some(wanted) = &self.base else { return Err(format!("{} is no adapter", self.name)) };
+        if wanted.digest != digest {
+            return Err(format!("{} was made for another model than {}, or for another sharing of it", self.name, base.name));
+        }
+        for name in &wanted.tensors {
+            let (ours, theirs) = (self.graph.tensor_spec(name), base.graph.tensor_spec(name));
+            let formats = (self.numerics.tensors.get(name), base.numerics.tensors.get(name));
+            if ours.is_none() || ours != theirs || formats.0 != formats.1 {
+                return Err(format!("{} wants {name} of {} in another shape or format than it has", self.name, base.name));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the input is looked up privately in a secret table.
     pub fn looks_up(&self) -> bool {
-        matches!(self.numerics.nodes.first(), Some(NodeSpec::Lookup(_))) && !self.numerics.public_table
+        matches!(self.numerics.nodes.first(), Some(NodeSpec::Lookup(_))) && self.public_table().is_none()
     }
 
     /// Refuses shapes that the model does not take.
@@ -124,6 +159,9 @@ impl Manifest {
         if !self.graph.tensors.iter().all(|t| self.numerics.tensors.get(&t.name).is_some_and(lanes_fit)) {
             return bad("a tensor without a format");
         }
+        if let Some(node) = soundness::unsound(&self.graph, &self.numerics) {
+            return bad(&format!("numbers of {node} that nobody can compute with"));
+        }
         if self.name.is_empty() || self.name.len() > 200 || self.name.chars().any(char::is_control) {
             return bad("no usable name");
         }
@@ -135,5 +173,9 @@ impl Shapes for Manifest {
     fn shape_of(&self, name: &str) -> Result<(usize, usize)> {
         let spec = self.graph.tensor_spec(name);
         spec.map(|t| (t.rows, t.cols)).ok_or_else(|| Error::Misuse(format!("no tensor {name}")))
+    }
+
+    fn is_public(&self, name: &str) -> bool {
+        self.numerics.is_public(name)
     }
 }

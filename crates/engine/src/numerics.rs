@@ -98,6 +98,8 @@ pub struct TensorFormat {
     pub factor: f64,
     /// Whether it is the right-hand matrix of a linear layer, kept ready for its product.
     pub matrix: bool,
+    /// Whether its owner lets the nodes have it in the clear.
+    pub public: bool,
 }
 
 /// Everything that a suite needs to know beyond the graph.
@@ -115,8 +117,6 @@ pub struct ModelNumerics {
     pub score_ring: u32,
     /// What is added to the scores of a padded key, at the scale of activations: more than any two scores differ by.
     pub padding_bias: i64,
-    /// Whether the embedding table is public: the client looks up by itself.
-    pub public_table: bool,
 }
 
 /// A value that does not fit.
@@ -136,6 +136,17 @@ pub struct NoHeadroom {
 }
 
 impl ModelNumerics {
+    /// Whether a tensor is public.
+    pub fn is_public(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|format| format.public)
+    }
+
+    /// Makes the tensors public that `chosen` names. Their owner says so: a public tensor is in every share file in the clear, its
+    /// products cost nothing dealt, and a public embedding table goes to every client.
+    pub fn publish(&mut self, chosen: impl Fn(&str) -> bool) {
+        self.tensors.iter_mut().filter(|(name, _)| chosen(name)).for_each(|(_, format)| format.public = true);
+    }
+
     /// The numbers of an attention over `rows` rows.
     ///
     /// The product of exponentials and values must hold `rows * max_value`; that, and the sum of the exponentials, decide its
@@ -175,30 +186,26 @@ impl ModelNumerics {
 
     /// The numbers of a causal attention with up to `context` keys a row.
     ///
-    /// Exponentials are taken from a bound that is up to a step below the row's maximum, so that they are as large as 2^step and
-    /// every ring in their way is a step wider; they keep the precision that the same profile has elsewhere.
+    /// Exponents are taken from a bound, so that the largest exponential of a row may be as small as two steps below one: they
+    /// have so many fractional bits more than those of an encoder, which the product with the values keeps.
     pub fn causal(&self, context: usize, max_value: f64, bound: BoundSpec) -> CausalSpec {
         let choice = Choice::of(self.profile);
         let Numerics { wide, frac } = self.formats;
         let rows_log2 = (context as f64).log2().ceil() as u32;
         let size = (context as f64 * max_value).log2().ceil() as u32;
-        let (exp_frac, scale) = match self.profile {
-            Profile::Fast => (12, 20),
-            Profile::Precise => (16, 28),
+        let lift = 2 * bound.step;
+        // The guard of the public factor grows with the lift: its error is that of a power below 2^16.
+        let (kept, scale, exp_guard) = match self.profile {
+            Profile::Fast => (12, 20, (11, 24 + lift)),
+            Profile::Precise => (16, 28, (16, 30 + lift)),
         };
-        // The guard of the public factor grows with the step: its error is that of a power below 2^16.
-        let exp_guard = match self.profile {
-            Profile::Fast => (11, 28),
-            Profile::Precise => (16, 30),
-        };
-        let value_ring = exp_frac + bound.step + frac + 2 + size;
-        let direct = 64 - (exp_guard.0 + exp_guard.1 - exp_frac - bound.step);
-        let exp_ring = if value_ring <= direct { value_ring } else { exp_frac + bound.step + 4 };
-        let out_ring = if wide == 32 { 32 } else { 36 };
-        let normalize_ring = out_ring + scale;
-        let (low, high) = (exp_frac - 2, exp_frac + bound.step + rows_log2 + 1);
-        let inverse =
-            InverseSpec::new(1.0, low, high, choice.inverse_per_octave, 64, scale + 5, scale + exp_frac);
+        let exp_frac = kept + lift;
+        let value_ring = exp_frac + frac + 2 + size;
+        let direct = 64 - (exp_guard.0 + exp_guard.1 - exp_frac);
+        let exp_ring = if value_ring <= direct { value_ring } else { exp_frac + 4 };
+        let ring = if wide == 32 { 32 } else { 36 };
+        let (low, high) = (kept - 1, exp_frac + rows_log2 + 1);
+        let per_octave = choice.inverse_per_octave;
         let attention = AttentionSpec {
             score_ring: self.score_ring,
             exp_frac,
@@ -206,9 +213,9 @@ impl ModelNumerics {
             exp_guard,
             exp_ring,
             value_ring,
-            inverse,
-            normalize_ring,
-            ring: out_ring,
+            inverse: InverseSpec::new(1.0, low, high, per_octave, 64, scale + 4, scale + kept),
+            normalize_ring: ring + scale,
+            ring,
         };
         CausalSpec { attention, rotary_frac: if wide == 32 { 10 } else { 16 }, bound }
     }
@@ -237,7 +244,7 @@ impl ModelNumerics {
         let rows = match (&graph.input, &graph.nodes.first().map(|n| &n.op)) {
             (Input::Tokens { vocab, .. }, Some(Op::Lookup { table })) => {
                 let frac = self.tensors.get(table).map_or(frac, |t| t.frac);
-                if self.public_table {
+                if self.is_public(table) {
                     RowInput::Matrix { width: graph.width(1), frac }
                 } else {
                     RowInput::Lookup { entries: *vocab, domain_bits: vocab.next_power_of_two().trailing_zeros().max(1) }

@@ -53,10 +53,9 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
     // Values alive beside the one being made: a residual, the input of the node, and their two planes each.
     let working_bytes = LINK_BUFFER_BYTES + working + 3 * 2 * lane * widest;
     let weight_bytes = PartyId::ALL.map(|party| {
-        let public = manifest.public_table().map(|t| &t.name);
         let of = |t: &tercet_model::graph::TensorSpec| {
             let format = manifest.numerics.tensors.get(&t.name);
-            let one = public == Some(&t.name) || format.is_some_and(|f| f.matrix) && party == PartyId::P1;
+            let one = format.is_some_and(|f| f.public || f.matrix && party == PartyId::P1);
             let planes = if one { 1 } else { 2 };
             format.map_or(0, |f| u64::from(f.lane_bits / 8) * planes * (t.rows * t.cols) as u64)
         };

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -70,6 +71,8 @@ pub struct ModelShare {
     digest: [u8; 32],
     entries: BTreeMap<String, Entry>,
     file: Mapped,
+    /// What lends the tensors that this file does not hold.
+    base: Option<Arc<ModelShare>>,
 }
 
 impl std::fmt::Debug for ModelShare {
@@ -108,9 +111,21 @@ impl ModelShare {
             codec::decode(header, 2 * MANIFEST_LIMIT_BYTES).map_err(|e| damaged(&format!("header: {e}")))?;
         let manifest = Manifest::from_bytes(&header.manifest).map_err(|e| damaged(&e.to_string()))?;
         let digest = Sha256::digest(&header.manifest).into();
-        let share = ModelShare { party, digest, manifest, entries: header.entries, file };
+        let share = ModelShare { party, digest, manifest, entries: header.entries, file, base: None };
         share.check().map_err(|what| damaged(&what))?;
         Ok(share)
+    }
+
+    /// The same beside the share of its base, which lends the tensors that this one does not hold.
+    ///
+    /// # Errors
+    /// It is no adapter, or one of another model, or of another sharing of it.
+    pub fn on_base(self, base: Arc<ModelShare>) -> Result<ModelShare, String> {
+        self.manifest.check_base(&base.manifest, base.digest)?;
+        if self.party != base.party {
+            return Err(format!("{} is of {}, its base of {}", self.manifest.name, self.party, base.party));
+        }
+        Ok(ModelShare { base: Some(base), ..self })
     }
 
     /// Whose share this is.
@@ -136,15 +151,18 @@ impl ModelShare {
     /// The public embedding table as stored, row-major lanes of the wide ring; `None` where the table is secret.
     pub fn public_table(&self) -> Option<&[u8]> {
         let table = self.manifest.public_table()?;
+        if let Some(base) = self.base.as_ref().filter(|_| !self.manifest.holds(&table.name)) {
+            return base.public_table();
+        }
         let entry = self.entries.get(&table.name)?;
         let len = (entry.rows * entry.cols * u64::from(entry.lane_bits / 8)) as usize;
         let at = entry.planes[0]? as usize;
         self.file.bytes().get(at..at + len)
     }
 
-    /// Every tensor of the graph is there, in its format, with its planes inside the file.
+    /// Every tensor that the file should hold is there, in its format, with its planes inside the file.
     fn check(&self) -> Result<(), String> {
-        for spec in &self.manifest.graph.tensors {
+        for spec in self.manifest.graph.tensors.iter().filter(|spec| self.manifest.holds(&spec.name)) {
             let name = &spec.name;
             let entry = self.entries.get(name).ok_or_else(|| format!("tensor {name} is missing"))?;
             let format =
@@ -178,9 +196,13 @@ impl ModelShare {
 impl Weights for ModelShare {
     fn stored<E: Element>(&self, name: &str) -> tercet_core::Result<Stored<'_, E>> {
         let missing = || Error::Misuse(format!("tensor {name} is not there in {} bits", E::BITS));
+        if !self.manifest.holds(name) {
+            return self.base.as_ref().ok_or_else(missing)?.stored(name);
+        }
         let entry = self.entries.get(name).filter(|e| e.lane_bits == E::BITS).ok_or_else(missing)?;
         let planes = self.planes::<E>(entry).ok_or_else(missing)?;
-        Ok(Stored { rows: entry.rows as usize, cols: entry.cols as usize, ring: entry.ring, planes })
+        let public = self.manifest.numerics.is_public(name);
+        Ok(Stored { rows: entry.rows as usize, cols: entry.cols as usize, ring: entry.ring, planes, public })
     }
 }
 
@@ -192,6 +214,8 @@ pub(crate) struct StoreWriter {
     hash: Sha256,
     written: u64,
     entries: BTreeMap<String, Entry>,
+    /// The tensor that is being written.
+    current: String,
 }
 
 impl StoreWriter {
@@ -205,6 +229,7 @@ impl StoreWriter {
             hash: Sha256::new(),
             written: 0,
             entries: BTreeMap::new(),
+            current: String::new(),
         };
         writer.write(&MAGIC)?;
         writer.write(&VERSION.to_le_bytes())?;
@@ -213,28 +238,22 @@ impl StoreWriter {
         Ok(writer)
     }
 
-    /// Writes the planes of a tensor; an empty second plane is left out.
-    pub(crate) fn tensor<E: Element>(
-        &mut self,
-        name: &str,
-        [rows, cols]: [usize; 2],
-        ring: u32,
-        planes: [&[E]; 2],
-    ) -> Result<(), StoreError> {
-        let mut at = [None; 2];
-        for (at, plane) in at.iter_mut().zip(planes) {
-            if !plane.is_empty() {
-                *at = Some(self.written);
-                self.lanes(plane)?;
-                self.align()?;
-            }
-        }
-        let entry = Entry { rows: rows as u64, cols: cols as u64, lane_bits: E::BITS, ring, planes: at };
+    /// Begins a tensor, of which no plane is there yet.
+    pub(crate) fn begin<E: Element>(&mut self, name: &str, [rows, cols]: [usize; 2], ring: u32) {
+        let entry = Entry { rows: rows as u64, cols: cols as u64, lane_bits: E::BITS, ring, planes: [None; 2] };
+        self.current = name.to_owned();
         self.entries.insert(name.to_owned(), entry);
-        Ok(())
     }
 
-    fn lanes<E: Element>(&mut self, plane: &[E]) -> Result<(), StoreError> {
+    /// Begins a plane of the tensor that was begun last; its lanes follow, then [`StoreWriter::align`].
+    pub(crate) fn plane(&mut self, plane: usize) {
+        if let Some(entry) = self.entries.get_mut(&self.current) {
+            entry.planes[plane] = Some(self.written);
+        }
+    }
+
+    /// Writes lanes of a plane.
+    pub(crate) fn lanes<E: Element>(&mut self, plane: &[E]) -> Result<(), StoreError> {
         if cfg!(target_endian = "little") {
             return self.write(bytemuck::cast_slice(plane));
         }
@@ -261,7 +280,8 @@ impl StoreWriter {
         std::fs::rename(&self.temporary, &self.path).map_err(|e| self.io(e))
     }
 
-    fn align(&mut self) -> Result<(), StoreError> {
+    /// Fills up to the next multiple of 64 bytes.
+    pub(crate) fn align(&mut self) -> Result<(), StoreError> {
         let padding = (ALIGN - self.written % ALIGN) % ALIGN;
         self.write(&[0; ALIGN as usize][..padding as usize])
     }

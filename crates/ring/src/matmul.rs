@@ -6,6 +6,7 @@
 //! modulo a power of two has no rounding: every form gives the same bits.
 #![allow(unsafe_code)]
 
+mod generated;
 mod stream;
 #[cfg(target_arch = "x86_64")]
 mod tile;
@@ -13,6 +14,8 @@ mod tile;
 mod vectors;
 
 use std::ops::Range;
+
+pub use generated::matmul_generated;
 
 use crate::simd::Isa;
 use crate::{Element, Pool, simd};

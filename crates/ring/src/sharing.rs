@@ -7,8 +7,13 @@ use crate::{Element, Prg, Seed};
 
 /// The mask half that a seed gives for a tensor of `len` elements: lanes are full, whatever the ring.
 pub fn mask<E: Element>(seed: &Seed, stream: u64, len: usize) -> Vec<E> {
+    mask_part(seed, stream, 0, len)
+}
+
+/// Elements `first..first + len` of such a mask.
+pub fn mask_part<E: Element>(seed: &Seed, stream: u64, first: usize, len: usize) -> Vec<E> {
     let mut out = vec![E::ZERO; len];
-    Prg::new(seed).fill(stream, 0, &mut out);
+    Prg::new(seed).fill(stream, first as u64, &mut out);
     out
 }
 

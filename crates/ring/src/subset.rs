@@ -7,10 +7,13 @@
 //! addresses. Arithmetic modulo a power of two has no rounding: every form gives the same bits.
 #![allow(unsafe_code)]
 
+mod generated;
 #[cfg(target_arch = "x86_64")]
 mod registers;
 
 use std::ops::Range;
+
+pub use generated::sums_generated;
 
 use crate::simd::Isa;
 use crate::{Element, Pool, simd};
@@ -171,6 +174,26 @@ mod tests {
             sums_with(isa, &pool, &subsets, &table, &mut out, [count, rows, width], true);
             let added = out.iter().zip(&before).zip(&expected).all(|((out, &before), &sum)| *out == before.add(sum));
             assert!(added, "added, {what}");
+        }
+    }
+
+    #[test]
+    fn sums_of_a_table_that_is_made_on_the_way_are_the_same() {
+        for threads in [1, 3] {
+            for [count, rows, width] in [[1usize, 1usize, 1usize], [2, 63, 5], [3, 64, 7], [1, 65, 800], [2, 1_000, 300], [4, 130, 1]]
+            {
+                let table: Vec<u32> = (0..rows * width).map(|i| (i as u32).wrapping_mul(2_654_435_761)).collect();
+                let subsets: Vec<u64> = (0..count * rows.div_ceil(64))
+                    .map(|i| (i as u64 + 7).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                    .collect();
+                let mut exact = vec![5; count * width];
+                sums(&Pool::default(), &subsets, &table, &mut exact, [count, rows, width], true);
+                let mut got = vec![5; count * width];
+                let make =
+                    |row: usize, out: &mut [u32]| out.copy_from_slice(&table[row * width..row * width + out.len()]);
+                sums_generated(&Pool::new(threads), &subsets, make, &mut got, [count, rows, width], true);
+                assert_eq!(got, exact, "[{count}, {rows}, {width}] on {threads}");
+            }
         }
     }
 

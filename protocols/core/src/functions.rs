@@ -1,7 +1,7 @@
-//! Sine, cosine and powers of two that give the same bits on every machine.
+//! Sine, cosine, powers of two and logarithms that give the same bits on every machine.
 //!
 //! Both evaluators multiply their halves by public factors that each computes alone, so the two must agree to the last
-//! bit. The functions of a C library do not promise that; these use additions and multiplications only, which IEEE 754
+//! bit. The functions of a C library do not promise that; these use the four operations only, which IEEE 754
 //! fixes, without branches, tables or fused operations, and are exact to about 1e-13.
 
 use std::f64::consts::PI;
@@ -38,6 +38,19 @@ pub fn exp2(x: f64) -> f64 {
     power * series(fraction, &EXPONENTIAL)
 }
 
+/// The natural logarithm of a normal `x > 0`; near 1 its error is relative to the result.
+#[inline(always)]
+pub fn ln(x: f64) -> f64 {
+    /// What the mantissa starts from: the root of one half.
+    const FROM: u64 = 0x3fe6_a09e_667f_3bcd;
+    let exponent = x.to_bits().wrapping_sub(FROM) as i64 >> 52;
+    let mantissa = f64::from_bits(x.to_bits().wrapping_sub((exponent as u64) << 52));
+    let exponent = f64::from_bits(ROUND.to_bits().wrapping_add(exponent as u64)) - ROUND;
+    // ln m = 2 artanh z
+    let z = (mantissa - 1.0) / (mantissa + 1.0);
+    exponent * std::f64::consts::LN_2 + 2.0 * z * series(z * z, &ARTANH)
+}
+
 #[inline(always)]
 fn series<const N: usize>(x: f64, coefficients: &[f64; N]) -> f64 {
     let mut sum = coefficients[N - 1];
@@ -65,10 +78,30 @@ const fn inverse_factorials<const N: usize>(first: u32, step: u32, alternate: bo
 const SINE: [f64; 10] = inverse_factorials(1, 2, true);
 const COSINE: [f64; 10] = inverse_factorials(0, 2, true);
 const EXPONENTIAL: [f64; 13] = inverse_factorials(0, 1, false);
+const ARTANH: [f64; 11] = {
+    let mut out = [0.0; 11];
+    let mut i = 0;
+    while i < 11 {
+        out[i] = 1.0 / (2 * i + 1) as f64;
+        i += 1;
+    }
+    out
+};
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logarithms_agree_with_the_library() {
+        for i in -400..400 {
+            let x = (f64::from(i) / 3.7).exp2();
+            assert!((ln(x) - x.ln()).abs() < 1e-13 * x.ln().abs().max(1.0), "{x}");
+            let near = 1.0 - (f64::from(-(i & 63)) - 1.0).exp2().min(0.25);
+            assert!((ln(near) / near.ln() - 1.0).abs() < 1e-13 || near == 1.0, "{near}");
+        }
+        assert_eq!(ln(1.0), 0.0);
+    }
 
     #[test]
     fn agree_with_the_library() {

@@ -8,6 +8,7 @@
 #![allow(clippy::should_implement_trait)]
 
 pub mod activation;
+pub mod argmax;
 pub mod attention;
 pub mod bits;
 pub mod boolean;
@@ -20,10 +21,14 @@ pub mod lookup;
 pub mod masked;
 pub mod maximum;
 pub mod mixed;
+pub mod noise;
 pub mod norm;
 pub mod onehot;
 pub mod open;
 pub mod price;
+pub mod reentry;
+pub mod route;
+pub mod scale;
 pub mod select;
 pub mod suite;
 pub mod truncate;

@@ -4,6 +4,8 @@
 //! With `u = mx - lx1` and `v = my - ly1` (both known to P1), `x y = u v - mx ly2 - lx2 my + gamma` where
 //! `gamma = lx1 ly2 + lx2 (ly1 + ly2)` is known to P0, which deals it. P1 computes one product, P2 and P0 two each.
 //!
+//! A *public* right operand costs nothing: each evaluator multiplies its additive half ([`public_product`]).
+//!
 //! *Error*: none. *Cost*: no rounds, one dealt ring element an output. *Security*: an evaluator receives a half of a
 //! fresh sharing.
 
@@ -56,26 +58,73 @@ pub fn matrix_product<E: Element>(
     [batch, rows, inner, cols]: [usize; 4],
     ring: u32,
 ) -> Result<Additive<E>> {
+    let shape = [batch, rows, inner, cols];
+    let [first, second] = x.planes().each_ref().map(Tensor::data);
+    match s.party() {
+        PartyId::P1 => products(s, x, &[(&zip(first, second, E::sub), y.planes[0])], shape, ring),
+        _ => products(s, x, &[(first, y.planes[0]), (second, y.planes[1])], shape, ring),
+    }
+}
+
+/// `x y` in `Z_2^ring` for `y: [inner, cols]` whose planes are those of [`Masked`], of which nothing is prepared: P1, too,
+/// computes two products. The result has shape `[rows, cols]`.
+pub fn table_product<E: Element>(
+    s: &mut Session,
+    x: &Masked<E>,
+    y: [&[E]; 2],
+    [rows, inner, cols]: [usize; 3],
+    ring: u32,
+) -> Result<Additive<E>> {
+    let shape = [1, rows, inner, cols];
+    let [first, second] = x.planes().each_ref().map(Tensor::data);
+    let z = match s.party() {
+        // lx1 ly2 + lx2 (ly1 + ly2), with ly1 and ly2 apart.
+        PartyId::P0 => products(s, x, &[(&zip(first, second, E::add), y[1]), (second, y[0])], shape, ring),
+        PartyId::P1 => {
+            let plain = zip(first, second, E::sub);
+            let negated = zip(second, first, E::sub);
+            products(s, x, &[(&plain, y[0]), (&negated, y[1])], shape, ring)
+        }
+        PartyId::P2 => products(s, x, &[(first, y[1]), (second, y[0])], shape, ring),
+    };
+    Ok(z?.reshape([rows, cols]))
+}
+
+/// `x y` for a public `y: [inner, cols]`: each evaluator multiplies its half, the helper does nothing, and nothing is dealt.
+pub fn public_product<E: Element>(
+    s: &mut Session,
+    x: &Additive<E>,
+    y: &[E],
+    [rows, inner, cols]: [usize; 3],
+) -> Result<Additive<E>> {
+    assert_eq!(x.len(), rows * inner, "left operand");
+    s.scope("product", |s| {
+        let mut out = Vec::new();
+        if !s.is_helper() {
+            out.resize(rows * cols, E::ZERO);
+            s.timed(Work::Matmul, |s| matmul::matmul(s.pool(), x.half(), y, &mut out, rows, inner, cols, false));
+        }
+        Ok(Additive::new(s.party(), [rows, cols], out))
+    })
+}
+
+/// The sum of this party's products for `x y`, and what is dealt.
+fn products<E: Element>(
+    s: &mut Session,
+    x: &Masked<E>,
+    factors: &[(&[E], &[E])],
+    [batch, rows, inner, cols]: [usize; 4],
+    ring: u32,
+) -> Result<Additive<E>> {
     assert_eq!(x.len(), batch * rows * inner, "left operand");
     assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
-    let multiply = |s: &mut Session, a: &[E], b: &[E], out: &mut [E], add: bool| {
-        s.timed(Work::Matmul, |s| matmul::batched_matmul(s.pool(), batch, a, b, out, rows, inner, cols, add));
-    };
-    let mut out = vec![E::ZERO; batch * rows * cols];
-    let [first, second] = x.planes().each_ref().map(Tensor::data);
-    let local = |s: &mut Session, out: &mut [E]| match s.party() {
-        PartyId::P0 => {
-            multiply(s, first, y.planes[0], out, false);
-            multiply(s, second, y.planes[1], out, true);
-        }
-        PartyId::P1 => multiply(s, &zip(first, second, E::sub), y.planes[0], out, false),
-        PartyId::P2 => {
-            multiply(s, first, y.planes[0], out, false);
-            multiply(s, second, y.planes[1], out, true);
-        }
-    };
     s.scope("product", |s| {
-        local(s, &mut out);
+        let mut out = vec![E::ZERO; batch * rows * cols];
+        s.timed(Work::Matmul, |s| {
+            for (i, (a, b)) in factors.iter().enumerate() {
+                matmul::batched_matmul(s.pool(), batch, a, b, &mut out, rows, inner, cols, i > 0);
+            }
+        });
         combine(s, Tensor::new([batch, rows, cols], out), ring)
     })
 }

@@ -2,11 +2,14 @@
 //!
 //! A tensor is its shape and ring; every operation adds the cost that its primitive declares.
 
-use tercet_core::spec::{ActivationSpec, AttentionSpec, LinearSpec, LookupSpec, NormSpec, Numerics};
-use tercet_core::{Cost, Geometry, Result, Suite};
+use tercet_core::spec::{
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
+    Numerics, RouteSpec, ScaleSpec,
+};
+use tercet_core::{Cost, Error, Geometry, Result, Suite};
 
 use crate::attention::Heads;
-use crate::{activation, attention, extend, linear, lookup, norm, truncate};
+use crate::{activation, argmax, attention, extend, linear, lookup, norm, reentry, route, scale, truncate};
 
 /// Shape and ring of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +22,13 @@ pub struct Shape {
     pub ring: u32,
 }
 
-/// Rows and columns of a named weight.
+/// What is public of a named weight.
 pub trait Shapes {
-    /// The shape of a tensor by name.
+    /// Rows and columns.
     fn shape_of(&self, name: &str) -> Result<(usize, usize)>;
+
+    /// Whether every party holds its values in the clear.
+    fn is_public(&self, name: &str) -> Result<bool>;
 }
 
 /// A suite that adds up costs.
@@ -31,6 +37,8 @@ pub struct Price<'a, S> {
     geometry: Geometry,
     numerics: Numerics,
     input: Option<usize>,
+    places: Option<u32>,
+    noisy: bool,
     label: String,
     parts: Vec<(String, Cost)>,
 }
@@ -38,7 +46,18 @@ pub struct Price<'a, S> {
 impl<'a, S: Shapes> Price<'a, S> {
     /// Nothing spent yet. `input` is the width of the input matrix, or `None` where the input is looked up privately.
     pub fn new(weights: &'a S, geometry: Geometry, numerics: Numerics, input: Option<usize>) -> Price<'a, S> {
-        Price { weights, geometry, numerics, input, label: String::new(), parts: Vec::new() }
+        let (label, parts) = (String::new(), Vec::new());
+        Price { weights, geometry, numerics, input, places: None, noisy: false, label, parts }
+    }
+
+    /// The same where the input is looked up by places of `index_bits` bits.
+    pub fn by_places(self, index_bits: u32) -> Price<'a, S> {
+        Price { places: Some(index_bits), ..self }
+    }
+
+    /// The same where a token is chosen with noise.
+    pub fn with_noise(self) -> Price<'a, S> {
+        Price { noisy: true, ..self }
     }
 
     /// What was spent, operation by operation.
@@ -76,9 +95,12 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn lookup(&mut self, table: &str, _: &LookupSpec) -> Result<Shape> {
-        let (_, cols) = self.weights.shape_of(table)?;
+        let (entries, cols) = self.weights.shape_of(table)?;
         let rows = self.geometry.batch * self.geometry.rows;
-        if self.input.is_none() {
+        if let Some(bits) = self.places {
+            let public = self.weights.is_public(table)?;
+            self.spend(reentry::cost(rows, [entries, cols], bits, self.numerics.wide, public));
+        } else if self.input.is_none() {
             self.spend(lookup::cost(rows, cols, self.numerics.wide));
         }
         Ok(Shape { rows, cols, ring: self.numerics.wide })
@@ -89,10 +111,12 @@ impl<S: Shapes> Suite for Price<'_, S> {
         Ok(Shape { ring: self.numerics.wide, ..*x })
     }
 
-    fn linear(&mut self, x: &Shape, weight: &str, _: &str, spec: &LinearSpec) -> Result<Shape> {
+    fn linear(&mut self, x: &Shape, weight: &str, _: Option<&str>, spec: &LinearSpec) -> Result<Shape> {
         let (_, cols) = self.weights.shape_of(weight)?;
         let len = x.rows * cols;
-        self.spend(linear::cost(len, spec.ring + spec.truncate).and(truncate::cost(len, spec.truncate, spec.ring)));
+        let public = self.weights.is_public(weight)?;
+        let product = if public { Cost::NONE } else { linear::cost(len, spec.ring + spec.truncate) };
+        self.spend(product.and(truncate::cost(len, spec.truncate, spec.ring)));
         Ok(Shape { rows: x.rows, cols, ring: spec.ring })
     }
 
@@ -123,6 +147,41 @@ impl<S: Shapes> Suite for Price<'_, S> {
             ActivationSpec::Relu { ring } => *ring,
         };
         Ok(Shape { ring, ..*x })
+    }
+
+    fn route(&mut self, x: &Shape, spec: &RouteSpec) -> Result<Shape> {
+        self.spend(route::cost(x.rows, x.cols, self.numerics.frac, spec));
+        Ok(Shape { ring: spec.softmax.ring, ..*x })
+    }
+
+    fn scale_blocks(&mut self, x: &Shape, _: &Shape, spec: &ScaleSpec) -> Result<Shape> {
+        self.spend(scale::cost(x.rows * x.cols, spec));
+        Ok(Shape { ring: spec.ring, ..*x })
+    }
+
+    fn choose(&mut self, x: &Shape, spec: &ChoiceSpec) -> Result<Shape> {
+        self.spend(argmax::cost(x.rows, x.cols, spec, self.noisy));
+        Ok(Shape { cols: 1, ring: spec.index_bits, ..*x })
+    }
+
+    fn rms_norm(&mut self, _: &Shape, gain: &str, _: &NormSpec) -> Result<Shape> {
+        Err(Error::Misuse(format!("RMSNorm with {gain}")))
+    }
+
+    fn causal_attention(&mut self, _: &Shape, layer: usize, _: &CausalHeads, _: &CausalSpec) -> Result<Shape> {
+        Err(Error::Misuse(format!("causal attention {layer}")))
+    }
+
+    fn add_positions(&mut self, _: &Shape, rows: &str) -> Result<Shape> {
+        Err(Error::Misuse(format!("positions of {rows}")))
+    }
+
+    fn gated(&mut self, _: &Shape, _: &GatedSpec) -> Result<Shape> {
+        Err(Error::Misuse("a gated function".into()))
+    }
+
+    fn last_row(&mut self, _: &Shape) -> Result<Shape> {
+        Err(Error::Misuse("the last row".into()))
     }
 
     fn add(&mut self, x: &Shape, _: &Shape, ring: u32) -> Result<Shape> {

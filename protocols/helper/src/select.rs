@@ -11,7 +11,7 @@ use tercet_core::{Cost, Result, Session};
 use tercet_net::PartyId;
 use tercet_ring::Element;
 
-use crate::bits::{MaskedBits, bit};
+use crate::bits::{MaskedBits, Plane, bit};
 use crate::masked::{Additive, Masked};
 
 /// A product of a bit and a value: what is selected.
@@ -84,6 +84,25 @@ pub fn select_sum<E: Element>(s: &mut Session, terms: &[Term<'_, E>], ring: u32)
                 *half = half.add(beta.mul(plain)).add(sign.mul(m.mul(sigma).sub(product)));
             });
         });
+    }
+    Ok(Additive::new(s.party(), [len], half))
+}
+
+/// The wire cost of [`integers`] of `len` bits in all.
+pub fn integers_cost(len: usize, ring: u32) -> Cost {
+    Cost::deal(len, ring)
+}
+
+/// Additive sharings of masked bits as 0 and 1 in `Z_2^ring`, one set after the other: `beta + (1 - 2 beta) sigma` with `sigma` dealt.
+pub fn integers<E: Element>(s: &mut Session, sets: &[&MaskedBits], ring: u32) -> Result<Additive<E>> {
+    let len = sets.iter().map(|set| set.len()).sum();
+    let each = |plane: fn(&MaskedBits) -> Plane| sets.iter().flat_map(move |set| expand::<E>(&plane(set), set.len()));
+    let mut half = s.scope("select", |s| s.deal(len, ring, |_| each(MaskedBits::sigma).collect()))?;
+    if !s.is_helper() {
+        let own = if s.party() == PartyId::P1 { E::ONE } else { E::ZERO };
+        for (half, beta) in half.iter_mut().zip(each(|set| set.beta().to_vec())) {
+            *half = beta.mul(own).add(E::ONE.sub(beta.add(beta)).mul(*half));
+        }
     }
     Ok(Additive::new(s.party(), [len], half))
 }

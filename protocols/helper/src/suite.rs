@@ -1,13 +1,18 @@
 //! The suite as the engine sees it: one party's side of every tensor operation.
 
-use tercet_core::spec::{ActivationSpec, AttentionSpec, LinearSpec, LookupSpec, NormSpec, Numerics};
+use tercet_core::spec::{
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
+    Numerics, RouteSpec, ScaleSpec,
+};
 use tercet_core::{Error, Geometry, Result, Session, Suite};
 use tercet_ring::{Element, Tensor};
 
 use crate::attention::Heads;
-use crate::linear::{Operand, Prepared, matrix_product};
+use crate::linear::{Operand, Prepared, matrix_product, public_product};
 use crate::lookup::{Keys, lookup};
-use crate::{Masked, activation, attention, extend, norm, truncate};
+use crate::noise::Noise;
+use crate::reentry::{Table, rows_at};
+use crate::{Masked, activation, argmax, attention, extend, norm, route, scale, truncate};
 
 /// This party's part of a named weight.
 pub struct Stored<'a, E> {
@@ -17,7 +22,9 @@ pub struct Stored<'a, E> {
     pub cols: usize,
     /// Its ring.
     pub ring: u32,
-    /// For a matrix the planes of [`Operand`]; for all else those of [`Masked`].
+    /// Whether every party holds it in the clear.
+    pub public: bool,
+    /// For a matrix the planes of [`Operand`]; for all else those of [`Masked`]. Of a public tensor its values, and nothing.
     pub planes: [&'a [E]; 2],
 }
 
@@ -41,6 +48,8 @@ pub struct Input<E> {
 pub enum InputRows<E> {
     /// Keys into the table.
     Lookup(Keys<E>),
+    /// `[batch * rows, 1]`: places in the table, as they were chosen.
+    Places(Masked<E>),
     /// A matrix `[batch * rows, width]`, wide.
     Matrix(Masked<E>),
 }
@@ -52,6 +61,7 @@ pub struct HelperSuite<'a, E, W> {
     input: Input<E>,
     geometry: Geometry,
     numerics: Numerics,
+    noise: Vec<Option<Noise>>,
 }
 
 impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
@@ -63,17 +73,23 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
         geometry: Geometry,
         numerics: Numerics,
     ) -> HelperSuite<'a, E, W> {
-        HelperSuite { session, weights, input, geometry, numerics }
+        HelperSuite { session, weights, input, geometry, numerics, noise: Vec::new() }
     }
 
-    fn operand(&self, name: &str) -> Result<(Operand<'a, E>, usize, usize)> {
-        let stored = self.weights.stored::<E>(name)?;
-        Ok((Operand { planes: stored.planes }, stored.rows, stored.cols))
+    /// The same with noise for the rows that the choice of a token meets, in their order.
+    pub fn with_noise(self, noise: Vec<Option<Noise>>) -> HelperSuite<'a, E, W> {
+        HelperSuite { noise, ..self }
     }
 
     fn masked<F: Element>(&self, name: &str) -> Result<Masked<F>> {
-        let Stored { rows, cols, ring, planes } = self.weights.stored::<F>(name)?;
-        Ok(Masked::new(self.session.party(), ring, planes.map(|p| Tensor::new([rows, cols], p.to_vec()))))
+        let Stored { rows, cols, ring, public, planes } = self.weights.stored::<F>(name)?;
+        let tensor = |plane: &[F]| Tensor::new([rows, cols], plane.to_vec());
+        let party = self.session.party();
+        Ok(if public {
+            Masked::public(party, ring, tensor(planes[0]))
+        } else {
+            Masked::new(party, ring, planes.map(tensor))
+        })
     }
 }
 
@@ -91,7 +107,7 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
     fn input(&mut self) -> Result<Masked<E>> {
         match &self.input.rows {
             InputRows::Matrix(matrix) => Ok(matrix.clone()),
-            InputRows::Lookup(_) => Err(Error::Misuse("the model reads a matrix, the request brings keys".into())),
+            _ => Err(Error::Misuse("the model reads a matrix, the request brings none".into())),
         }
     }
 
@@ -101,7 +117,15 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
             InputRows::Matrix(matrix) => Ok(matrix.clone()),
             InputRows::Lookup(keys) => {
                 let stored = self.weights.stored::<E>(table)?;
+                if stored.public {
+                    return Err(Error::Misuse(format!("{table} is public, the request brings keys into it")));
+                }
                 lookup(self.session, stored.planes, [stored.rows, stored.cols], keys, self.numerics.wide)
+            }
+            InputRows::Places(places) => {
+                let Stored { rows, cols, public, planes, .. } = self.weights.stored::<E>(table)?;
+                let table = if public { Table::Public(planes[0]) } else { Table::Secret(planes) };
+                rows_at(self.session, places, table, [rows, cols], self.numerics.wide)
             }
         }
     }
@@ -110,30 +134,38 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
         extend::extend(self.session, x, self.numerics.wide)
     }
 
-    fn linear(&mut self, x: &Masked<E>, weight: &str, bias: &str, spec: &LinearSpec) -> Result<Masked<E>> {
+    fn linear(&mut self, x: &Masked<E>, weight: &str, bias: Option<&str>, spec: &LinearSpec) -> Result<Masked<E>> {
         let ring = spec.ring + spec.truncate;
         if x.ring() < ring {
             return Err(Error::Misuse(format!("{weight} reads a ring of {ring} bits, not of {}", x.ring())));
         }
-        let (operand, inner, cols) = self.operand(weight)?;
-        let bias = self.masked::<E>(bias)?;
+        let Stored { rows: inner, cols, public, planes, .. } = self.weights.stored::<E>(weight)?;
+        let bias = bias.map(|bias| self.masked::<E>(bias)).transpose()?;
         let (rows, width) = self.shape(x);
         if width != inner {
             return Err(Error::Misuse(format!("{weight} takes {inner} columns, not {width}")));
         }
-        let z = matrix_product(self.session, x, operand, [1, rows, inner, cols], ring)?;
-        let z = z.add_columns(&bias).reshape([rows, cols]);
+        let mut z = if public {
+            public_product(self.session, &x.to_additive(), planes[0], [rows, inner, cols])?
+        } else {
+            matrix_product(self.session, x, Operand { planes }, [1, rows, inner, cols], ring)?.reshape([rows, cols])
+        };
+        if let Some(bias) = bias {
+            z = z.add_columns(&bias);
+        }
         truncate::truncate(self.session, z, spec.truncate, spec.ring)
     }
 
     fn add_rows(&mut self, x: &Masked<E>, rows: &str, count: usize) -> Result<Masked<E>> {
-        let Stored { rows: available, cols, ring, planes } = self.weights.stored::<E>(rows)?;
+        let table = self.masked::<E>(rows)?;
+        let (available, cols) = self.shape(&table);
         let (total, width) = self.shape(x);
-        if count > available || cols != width || ring < x.ring() {
+        if count > available || cols != width || table.ring() < x.ring() {
             return Err(Error::Misuse(format!("{rows} has {available} rows of {cols} for {count} of {width}")));
         }
-        let repeated = planes.map(|p| Tensor::new([total, cols], p[..count * cols].repeat(total / count.max(1))));
-        Ok(x.clone().add(&Masked::new(self.session.party(), x.ring(), repeated)))
+        let times = total / count.max(1);
+        let repeated = |p: &Tensor<E>| Tensor::new([total, cols], p.data()[..count * cols].repeat(times));
+        Ok(x.clone().add(&table.each(x.ring(), repeated)))
     }
 
     fn prepend_row(&mut self, x: &Masked<E>, row: &str, count: usize) -> Result<Masked<E>> {
@@ -168,6 +200,38 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
 
     fn activation(&mut self, x: &Masked<E>, spec: &ActivationSpec) -> Result<Masked<E>> {
         activation::activation(self.session, x, self.numerics.frac, spec)
+    }
+
+    fn route(&mut self, x: &Masked<E>, spec: &RouteSpec) -> Result<Masked<E>> {
+        route::route(self.session, x, self.numerics.frac, spec)
+    }
+
+    fn scale_blocks(&mut self, x: &Masked<E>, weights: &Masked<E>, spec: &ScaleSpec) -> Result<Masked<E>> {
+        scale::scale_blocks(self.session, x, weights, spec)
+    }
+
+    fn choose(&mut self, x: &Masked<E>, spec: &ChoiceSpec) -> Result<Masked<E>> {
+        argmax::choose(self.session, x, self.numerics.frac, spec, &self.noise)
+    }
+
+    fn rms_norm(&mut self, _: &Masked<E>, gain: &str, _: &NormSpec) -> Result<Masked<E>> {
+        Err(Error::Misuse(format!("RMSNorm with {gain}")))
+    }
+
+    fn causal_attention(&mut self, _: &Masked<E>, layer: usize, _: &CausalHeads, _: &CausalSpec) -> Result<Masked<E>> {
+        Err(Error::Misuse(format!("causal attention {layer}")))
+    }
+
+    fn add_positions(&mut self, _: &Masked<E>, rows: &str) -> Result<Masked<E>> {
+        Err(Error::Misuse(format!("positions of {rows}")))
+    }
+
+    fn gated(&mut self, _: &Masked<E>, _: &GatedSpec) -> Result<Masked<E>> {
+        Err(Error::Misuse("a gated function".into()))
+    }
+
+    fn last_row(&mut self, _: &Masked<E>) -> Result<Masked<E>> {
+        Err(Error::Misuse("the last row".into()))
     }
 
     fn add(&mut self, x: &Masked<E>, y: &Masked<E>, ring: u32) -> Result<Masked<E>> {

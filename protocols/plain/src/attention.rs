@@ -58,8 +58,13 @@ fn attend([queries, keys, values]: [Value; 3], key_bias: &[i64], frac: u32, spec
 /// `2^-(below + 1/2)`, rounded once; zero from an exponent of 16 on. The half unit is what keeps the exponent of the shares
 /// non-negative, whose maximum may be low; the division by the sum takes it out again.
 fn exponential(below: i64, frac: u32, spec: &AttentionSpec) -> i64 {
+    power(below + (1 << (frac - 1)), frac, spec)
+}
+
+/// `2^-t`, rounded once; zero from 16 on.
+pub(crate) fn power(t: i64, frac: u32, spec: &AttentionSpec) -> i64 {
     let ring = frac + EXP_LOG2_RANGE + spec.exp_top_bits;
-    let t = (below + (1 << (frac - 1))) & ((1 << ring) - 1);
+    let t = t & ((1 << ring) - 1);
     if t >> (frac + EXP_LOG2_RANGE) != 0 {
         return 0;
     }

@@ -9,6 +9,7 @@
 
 mod activation;
 mod attention;
+mod choice;
 mod norm;
 mod suite;
 mod value;

@@ -1,10 +1,13 @@
 //! The suite as the engine sees it, on plain integers.
 
-use tercet_core::spec::{ActivationSpec, AttentionSpec, LinearSpec, LookupSpec, NormSpec, Numerics};
+use tercet_core::spec::{
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
+    Numerics, RouteSpec, ScaleSpec,
+};
 use tercet_core::{Error, Geometry, Result, Suite};
 
 use crate::value::Value;
-use crate::{activation, attention, norm};
+use crate::{activation, attention, choice, norm};
 
 /// A named weight, encoded: `round(v * factor * 2^frac)`.
 #[derive(Clone, Debug)]
@@ -49,6 +52,7 @@ pub struct PlainSuite<'a, W> {
     input: PlainInput,
     geometry: Geometry,
     numerics: Numerics,
+    noise: Option<Vec<i64>>,
 }
 
 impl<'a, W: PlainWeights> PlainSuite<'a, W> {
@@ -68,7 +72,12 @@ impl<'a, W: PlainWeights> PlainSuite<'a, W> {
                 geometry.batch, geometry.rows
             )));
         }
-        Ok(PlainSuite { weights, input, geometry, numerics })
+        Ok(PlainSuite { weights, input, geometry, numerics, noise: None })
+    }
+
+    /// The same with noise for the scores among which a token is chosen, an element each, at the scale of the comparisons.
+    pub fn with_noise(self, noise: Vec<i64>) -> PlainSuite<'a, W> {
+        PlainSuite { noise: Some(noise), ..self }
     }
 
     fn matrix(&self, data: &[i64]) -> Value {
@@ -120,7 +129,7 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
         Ok(x.widen(self.numerics.wide))
     }
 
-    fn linear(&mut self, x: &Value, weight: &str, bias: &str, spec: &LinearSpec) -> Result<Value> {
+    fn linear(&mut self, x: &Value, weight: &str, bias: Option<&str>, spec: &LinearSpec) -> Result<Value> {
         let ring = spec.ring + spec.truncate;
         if x.ring() < ring {
             return Err(Error::Misuse(format!("{weight} reads a ring of {ring} bits, not of {}", x.ring())));
@@ -129,8 +138,11 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
         if x.cols() != *rows {
             return Err(Error::Misuse(format!("{weight} takes {rows} columns, not {}", x.cols())));
         }
-        let z = x.product(values, *cols, ring);
-        Ok(z.with_row(self.row(bias, *cols)?, i64::wrapping_add).truncate(spec.truncate, spec.ring))
+        let mut z = x.product(values, *cols, ring);
+        if let Some(bias) = bias {
+            z = z.with_row(self.row(bias, *cols)?, i64::wrapping_add);
+        }
+        Ok(z.truncate(spec.truncate, spec.ring))
     }
 
     fn add_rows(&mut self, x: &Value, rows: &str, count: usize) -> Result<Value> {
@@ -165,6 +177,51 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
 
     fn activation(&mut self, x: &Value, spec: &ActivationSpec) -> Result<Value> {
         Ok(activation::activation(x, self.numerics.frac, spec))
+    }
+
+    fn route(&mut self, x: &Value, spec: &RouteSpec) -> Result<Value> {
+        if x.ring() < spec.softmax.score_ring || spec.softmax.inverse.frac_out < self.numerics.frac {
+            return Err(Error::Misuse(format!("scores of {} bits in a ring of {}", x.ring(), spec.softmax.score_ring)));
+        }
+        Ok(choice::route(x, self.numerics.frac, spec))
+    }
+
+    fn scale_blocks(&mut self, x: &Value, weights: &Value, spec: &ScaleSpec) -> Result<Value> {
+        if x.rows() != weights.rows() || weights.cols() == 0 || x.cols() % weights.cols() != 0 {
+            let (a, b) = ([x.rows(), x.cols()], [weights.rows(), weights.cols()]);
+            return Err(Error::Misuse(format!("{a:?} in blocks by {b:?}")));
+        }
+        Ok(choice::scale_blocks(x, weights, spec))
+    }
+
+    fn choose(&mut self, x: &Value, spec: &ChoiceSpec) -> Result<Value> {
+        if x.cols() == 0 || (x.cols() - 1) >> spec.index_bits != 0 {
+            return Err(Error::Misuse(format!("a place among {} in {} bits", x.cols(), spec.index_bits)));
+        }
+        if self.noise.as_ref().is_some_and(|noise| noise.len() != x.data().len()) {
+            return Err(Error::Misuse(format!("noise for another shape than [{}, {}]", x.rows(), x.cols())));
+        }
+        Ok(choice::choose(x, self.numerics.frac, spec, self.noise.as_deref()))
+    }
+
+    fn rms_norm(&mut self, _: &Value, gain: &str, _: &NormSpec) -> Result<Value> {
+        Err(Error::Misuse(format!("RMSNorm with {gain}")))
+    }
+
+    fn causal_attention(&mut self, _: &Value, layer: usize, _: &CausalHeads, _: &CausalSpec) -> Result<Value> {
+        Err(Error::Misuse(format!("causal attention {layer}")))
+    }
+
+    fn add_positions(&mut self, _: &Value, rows: &str) -> Result<Value> {
+        Err(Error::Misuse(format!("positions of {rows}")))
+    }
+
+    fn gated(&mut self, _: &Value, _: &GatedSpec) -> Result<Value> {
+        Err(Error::Misuse("a gated function".into()))
+    }
+
+    fn last_row(&mut self, _: &Value) -> Result<Value> {
+        Err(Error::Misuse("the last row".into()))
     }
 
     fn add(&mut self, x: &Value, y: &Value, ring: u32) -> Result<Value> {

@@ -43,6 +43,11 @@ pub(crate) enum Family {
     Bert { vocab: usize, positions: usize },
     /// A classifier of square images in three colours.
     Vit { image: usize, patch: usize, labels: usize },
+    /// A decoder with learned positions and a tied head.
+    Gpt2 { vocab: usize, positions: usize },
+    /// A decoder with rotary positions and gated feed-forward layers; a mixture of them where there is more than one expert,
+    /// of which two have a say.
+    Llama { vocab: usize, positions: usize, kv_heads: usize, experts: usize },
 }
 
 const fn bert(layers: usize, hidden: usize, heads: usize) -> Origin {
@@ -55,8 +60,18 @@ const fn vit(layers: usize, hidden: usize, heads: usize) -> Origin {
     Origin::Random(Shape { layers, hidden, heads, intermediate: 4 * hidden, family })
 }
 
-/// All of them, the smallest shape first.
-pub(crate) const CATALOGUE: [Entry; 5] = [
+const fn gpt2(layers: usize, hidden: usize, heads: usize) -> Origin {
+    let family = Family::Gpt2 { vocab: 50_257, positions: 1024 };
+    Origin::Random(Shape { layers, hidden, heads, intermediate: 4 * hidden, family })
+}
+
+const fn llama(layers: usize, hidden: usize, [heads, kv_heads]: [usize; 2], intermediate: usize, experts: usize) -> Origin {
+    let family = Family::Llama { vocab: 32_000, positions: 2048, kv_heads, experts };
+    Origin::Random(Shape { layers, hidden, heads, intermediate, family })
+}
+
+/// All of them, encoders before decoders, the smallest shape first.
+pub(crate) const CATALOGUE: [Entry; 10] = [
     Entry { name: "bert-tiny", source: "Turc et al. 2019, google/bert_uncased_L-2_H-128_A-2", origin: bert(2, 128, 2) },
     Entry {
         name: "minilm",
@@ -70,6 +85,23 @@ pub(crate) const CATALOGUE: [Entry; 5] = [
         origin: bert(24, 1024, 16),
     },
     Entry { name: "vit-b16", source: "Dosovitskiy et al. 2021, google/vit-base-patch16-224", origin: vit(12, 768, 12) },
+    Entry { name: "gpt2-tiny", source: "two layers of a quarter of the width of GPT-2 small", origin: gpt2(2, 192, 3) },
+    Entry { name: "gpt2", source: "Radford et al. 2019, openai-community/gpt2", origin: gpt2(12, 768, 12) },
+    Entry {
+        name: "moe-small",
+        source: "Mixtral's form at the size of GPT-2 small's layers: four layers of eight experts",
+        origin: llama(4, 768, [12, 4], 1024, 8),
+    },
+    Entry {
+        name: "tinyllama-1.1b",
+        source: "Zhang et al. 2024, TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        origin: llama(22, 2048, [32, 4], 5632, 1),
+    },
+    Entry {
+        name: "llama-7b",
+        source: "Touvron et al. 2023, huggyllama/llama-7b: for plans; its shares take 135 GB",
+        origin: llama(32, 4096, [32, 32], 11_008, 1),
+    },
 ];
 
 /// What the rates of a machine are measured on: layers as those of whole models, few of them, and tables and widths that
@@ -113,7 +145,7 @@ pub(crate) struct Stored {
 pub(crate) enum Drawn {
     /// From a normal distribution of this deviation.
     Normal(f32),
-    /// One, all of them: the gain of a LayerNorm.
+    /// One, all of them: the gain of a LayerNorm or an RMSNorm.
     Ones,
 }
 
@@ -140,6 +172,18 @@ impl Shape {
                 "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": image,
                 "patch_size": patch, "num_channels": CHANNELS, "qkv_bias": true,
                 "id2label": (0..labels).map(|at| (at.to_string(), format!("label {at}").into())).collect::<serde_json::Map<_, _>>(),
+            }),
+            Family::Gpt2 { vocab, positions } => json!({
+                "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": vocab, "n_positions": positions,
+                "n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": intermediate,
+                "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "eos_token_id": vocab - 1,
+            }),
+            Family::Llama { vocab, positions, kv_heads, experts } => json!({
+                "model_type": if experts > 1 { "mixtral" } else { "llama" },
+                "architectures": [if experts > 1 { "MixtralForCausalLM" } else { "LlamaForCausalLM" }],
+                "vocab_size": vocab, "max_position_embeddings": positions, "num_key_value_heads": kv_heads,
+                "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "tie_word_embeddings": false,
+                "num_local_experts": experts, "num_experts_per_tok": 2, "eos_token_id": 2,
             }),
         };
         if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
@@ -190,6 +234,47 @@ impl Shape {
                 list.norm("vit.layernorm", hidden);
                 list.linear("classifier", &[labels, hidden]);
             }
+            Family::Gpt2 { vocab, positions } => {
+                list.table("transformer.wte.weight", &[vocab, hidden]);
+                list.table("transformer.wpe.weight", &[positions, hidden]);
+                for layer in 0..layers {
+                    let at = format!("transformer.h.{layer}");
+                    list.norm(&format!("{at}.ln_1"), hidden);
+                    list.transposed(&format!("{at}.attn.c_attn"), &[hidden, 3 * hidden]);
+                    list.transposed(&format!("{at}.attn.c_proj"), &[hidden, hidden]);
+                    list.norm(&format!("{at}.ln_2"), hidden);
+                    list.transposed(&format!("{at}.mlp.c_fc"), &[hidden, intermediate]);
+                    list.transposed(&format!("{at}.mlp.c_proj"), &[intermediate, hidden]);
+                }
+                list.norm("transformer.ln_f", hidden);
+            }
+            Family::Llama { vocab, kv_heads, experts, .. } => {
+                let kv = hidden / heads * kv_heads;
+                list.table("model.embed_tokens.weight", &[vocab, hidden]);
+                for layer in 0..layers {
+                    let at = format!("model.layers.{layer}");
+                    list.gain(&format!("{at}.input_layernorm"), hidden);
+                    for (part, width) in [("q", hidden), ("k", kv), ("v", kv)] {
+                        list.matrix(&format!("{at}.self_attn.{part}_proj"), &[width, hidden]);
+                    }
+                    list.matrix(&format!("{at}.self_attn.o_proj"), &[hidden, hidden]);
+                    list.gain(&format!("{at}.post_attention_layernorm"), hidden);
+                    let parts = |at: String, names: [&str; 3], list: &mut List| {
+                        let shapes = [[intermediate, hidden], [intermediate, hidden], [hidden, intermediate]];
+                        names.iter().zip(shapes).for_each(|(name, shape)| list.matrix(&format!("{at}.{name}"), &shape));
+                    };
+                    if experts == 1 {
+                        parts(format!("{at}.mlp"), ["gate_proj", "up_proj", "down_proj"], &mut list);
+                        continue;
+                    }
+                    list.matrix(&format!("{at}.block_sparse_moe.gate"), &[experts, hidden]);
+                    for expert in 0..experts {
+                        parts(format!("{at}.block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"], &mut list);
+                    }
+                }
+                list.gain("model.norm", hidden);
+                list.matrix("lm_head", &[vocab, hidden]);
+            }
         }
         list.0
     }
@@ -197,7 +282,7 @@ impl Shape {
     /// Ids that its tokenizer knows; zero for images.
     pub(crate) fn vocab(&self) -> usize {
         match self.family {
-            Family::Bert { vocab, .. } => vocab,
+            Family::Bert { vocab, .. } | Family::Gpt2 { vocab, .. } | Family::Llama { vocab, .. } => vocab,
             Family::Vit { .. } => 0,
         }
     }
@@ -220,12 +305,28 @@ impl List {
 
     /// A weight, outputs first, and its bias.
     fn linear(&mut self, name: &str, dims: &[usize]) {
-        self.push(format!("{name}.weight"), dims, Drawn::Normal(DEVIATION));
+        self.matrix(name, dims);
         self.push(format!("{name}.bias"), &dims[..1], Drawn::Normal(DEVIATION));
     }
 
-    fn norm(&mut self, name: &str, width: usize) {
+    /// A weight without a bias, outputs first.
+    fn matrix(&mut self, name: &str, dims: &[usize]) {
+        self.push(format!("{name}.weight"), dims, Drawn::Normal(DEVIATION));
+    }
+
+    /// A weight, inputs first, and its bias.
+    fn transposed(&mut self, name: &str, dims: &[usize]) {
+        self.matrix(name, dims);
+        self.push(format!("{name}.bias"), &dims[1..], Drawn::Normal(DEVIATION));
+    }
+
+    /// The gain of an RMSNorm.
+    fn gain(&mut self, name: &str, width: usize) {
         self.push(format!("{name}.weight"), &[width], Drawn::Ones);
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.gain(name, width);
         self.push(format!("{name}.bias"), &[width], Drawn::Normal(DEVIATION));
     }
 }
@@ -245,6 +346,9 @@ mod tests {
         assert_eq!(parameters("bert-large"), 335_141_888 - (1024 * 1024 + 1024));
         assert_eq!(parameters("bert-tiny"), 4_385_920 - (128 * 128 + 128));
         assert_eq!(parameters("vit-b16"), 86_567_656);
+        assert_eq!(parameters("gpt2"), 124_439_808);
+        assert_eq!(parameters("tinyllama-1.1b"), 1_100_048_384);
+        assert_eq!(parameters("llama-7b"), 6_738_415_616);
     }
 
     #[test]

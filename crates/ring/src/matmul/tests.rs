@@ -55,6 +55,28 @@ fn every_form_agrees_on_edge_sizes() {
 }
 
 #[test]
+fn a_right_operand_that_is_made_on_the_way_gives_the_same() {
+    for threads in [1, 3] {
+        let pool = Pool::new(threads);
+        for [m, k, n] in [[1, 1, 1], [0, 3, 5], [1, 700, 900], [3, 5, 4_100], [9, 300, 700], [17, 1_000, 65], [2, 0, 3]]
+        {
+            let (a, b) = (random::<u32>(1, m * k), random::<u32>(2, k * n));
+            let mut exact = random::<u32>(3, m * n);
+            let mut got = exact.clone();
+            matmul(&pool, &a, &b, &mut exact, m, k, n, true);
+            let make = |row: usize, column: usize, out: &mut [u32]| {
+                out.copy_from_slice(&b[row * n + column..row * n + column + out.len()]);
+            };
+            matmul_generated(&pool, &a, make, &mut got, [m, k, n], true);
+            assert!(got == exact, "[{m}, {k}, {n}] on {threads}");
+            matmul(&pool, &a, &b, &mut exact, m, k, n, false);
+            matmul_generated(&pool, &a, make, &mut got, [m, k, n], false);
+            assert!(got == exact, "[{m}, {k}, {n}] on {threads}");
+        }
+    }
+}
+
+#[test]
 fn every_form_agrees_over_several_blocks_and_strips() {
     for (m, k, n) in [(7, 257, 300), (13, 600, 33), (1, 515, 4100), (40, 256, 256), (12, 512, 2), (100, 300, 1)] {
         check::<u32>(1, 1, m, k, n);

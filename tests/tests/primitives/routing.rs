@@ -1,0 +1,157 @@
+//! The weights of experts, and blocks weighed by them.
+
+use tercet_core::spec::{AttentionSpec, InverseSpec, Numerics, RouteSpec, ScaleSpec};
+use tercet_core::{Error, Geometry, Result, Suite};
+use tercet_helper::{Masked, route, scale};
+use tercet_plain::{PlainInput, PlainRows, PlainSuite, PlainWeight, PlainWeights, Value};
+use tercet_testkit::sharing::{reveal, share};
+use tercet_testkit::uniformity::assert_uniform;
+use tercet_testkit::{Run, World};
+
+struct NoWeights;
+
+impl PlainWeights for NoWeights {
+    fn weight(&self, name: &str) -> Result<&PlainWeight> {
+        Err(Error::Misuse(format!("no {name}")))
+    }
+}
+
+/// The twin's answer.
+fn twin(frac: u32, compute: impl Fn(&mut PlainSuite<'_, NoWeights>) -> Result<Value>) -> Vec<i64> {
+    let input = PlainInput { rows: PlainRows::Matrix(vec![0]), key_bias: vec![0], row_weight: vec![1] };
+    let numerics = Numerics { wide: 64, frac };
+    let mut suite = PlainSuite::new(&NoWeights, input, Geometry { batch: 1, rows: 1 }, numerics).unwrap();
+    compute(&mut suite).unwrap().data().to_vec()
+}
+
+/// Weights of the `top` at scale 10, and more precisely at scale 16.
+fn specs(top: usize) -> [(u32, RouteSpec, f64); 2] {
+    let sum = top.next_power_of_two().ilog2() + 1;
+    let fast = AttentionSpec {
+        score_ring: 20,
+        exp_frac: 12,
+        exp_top_bits: 5,
+        exp_guard: (11, 25),
+        exp_ring: 32,
+        value_ring: 32,
+        inverse: InverseSpec::new(1.0, 11, 12 + sum, 10, 64, 24, 32),
+        normalize_ring: 0,
+        ring: 22,
+    };
+    let precise = AttentionSpec {
+        score_ring: 26,
+        exp_frac: 16,
+        exp_top_bits: 5,
+        exp_guard: (16, 30),
+        exp_ring: 20,
+        value_ring: 20,
+        inverse: InverseSpec::new(1.0, 15, 16 + sum, 24, 64, 48, 36),
+        normalize_ring: 0,
+        ring: 40,
+    };
+    [(10, fast, 4e-3), (16, precise, 1e-3)].map(|(frac, softmax, bound)| (frac, RouteSpec { top, softmax }, bound))
+}
+
+fn run(values: &[i64], rows: usize, experts: usize, frac: u32, spec: &RouteSpec) -> Run<Masked<u64>> {
+    let x = share::<u64>(values, &[rows, experts], 48, 31);
+    let run = World::default().run(|s| route::route(s, &x[s.party().index()], frac, spec));
+    assert_eq!(run.cost, route::cost(rows, experts, frac, spec), "{experts} experts");
+    run
+}
+
+#[test]
+fn the_top_share_the_softmax_and_the_rest_get_nothing() {
+    for (experts, top) in [(1, 1), (2, 1), (2, 2), (3, 2), (5, 9), (8, 2), (8, 1), (13, 4), (64, 8)] {
+        for (frac, spec, bound) in specs(top) {
+            let rows = 9;
+            let unit = f64::from(1u32 << frac);
+            // Rows of equals, of near ties, and of scores as far apart as the exponent's ring allows.
+            let score = |i: usize| match (i / experts) % 3 {
+                0 => 3.0,
+                1 => 1.0 + (i * 7 % 5) as f64 / unit,
+                _ => ((i * 7919) % 997) as f64 / 997.0 * if i / experts > 4 { 8.0 } else { 400.0 } - 4.0,
+            };
+            let values: Vec<i64> = (0..rows * experts).map(|i| (score(i) * unit).round() as i64).collect();
+            let run = run(&values, rows, experts, frac, &spec);
+            println!("{top} of {experts}: {} rounds, {} bytes dealt", run.cost.rounds, run.cost.dealt_bytes());
+            let got = reveal(&run.outputs);
+            let twin = twin(frac, |suite| suite.route(&Value::new(rows, experts, 48, values.clone()), &spec));
+            for ((got, twin), row) in got.chunks(experts).zip(twin.chunks(experts)).zip(values.chunks(experts)) {
+                let mut order: Vec<usize> = (0..experts).collect();
+                order.sort_by_key(|&i| -row[i]);
+                let chosen = &order[..top.min(experts)];
+                let power = |i: usize| ((row[i] - row[order[0]]) as f64 / unit).exp2();
+                let sum: f64 = chosen.iter().map(|&i| power(i)).sum();
+                for i in 0..experts {
+                    let exact = if chosen.contains(&i) { power(i) / sum } else { 0.0 };
+                    let error = (got[i] as f64 / unit - exact).abs();
+                    assert!(error < bound, "{i} of {experts}: {} for {exact}", got[i] as f64 / unit);
+                    assert!((twin[i] as f64 / unit - exact).abs() < bound, "the twin: {i} of {experts}");
+                    assert!(chosen.contains(&i) || (got[i] == 0 && twin[i] == 0), "exactly nothing for {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_route_shows_nothing() {
+    // One expert always, all alike, and all kinds.
+    for values in [[[9000, 0, 0, 0, 0, 0, 0, 0]; 80], [[5; 8]; 80]].map(|rows| rows.concat()) {
+        let (frac, spec, _) = &specs(2)[0];
+        let run = run(&values, 80, 8, *frac, spec);
+        assert!(run.received[0].is_empty(), "the helper receives nothing");
+        assert_uniform(&run.received[1], "route at P1");
+        assert_uniform(&run.received[2], "route at P2");
+    }
+}
+
+#[test]
+fn a_route_that_does_not_fit_is_refused() {
+    let (frac, spec, _) = specs(2)[0].clone();
+    let x = share::<u64>(&[0; 130], &[2, 65], 48, 32);
+    World::default().run(|s| {
+        let x = &x[s.party().index()];
+        let none = RouteSpec { top: 0, ..spec.clone() };
+        for (x, spec) in [(x.clone(), &spec), (x.columns(0, 4), &none), (x.columns(0, 4).into_low(19), &spec)] {
+            assert!(matches!(route::route(s, &x, frac, spec), Err(Error::Misuse(_))));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn blocks_are_scaled_by_their_columns() {
+    let spec = ScaleSpec { truncate: 10, ring: 22 };
+    for (rows, blocks, width) in [(1, 1, 1), (3, 2, 5), (7, 8, 33), (2, 3, 1)] {
+        let value = |i: usize| (i as i64 * 7919) % 4001 - 2000;
+        let x: Vec<i64> = (0..rows * blocks * width).map(value).collect();
+        let weights: Vec<i64> = (0..rows * blocks).map(|i| value(i + 5) / 2).collect();
+        let (xs, ws) =
+            (share::<u32>(&x, &[rows, blocks * width], 32, 33), share::<u32>(&weights, &[rows, blocks], 32, 34));
+        let run =
+            World::default().run(|s| scale::scale_blocks(s, &xs[s.party().index()], &ws[s.party().index()], &spec));
+        let twin = twin(10, |suite| {
+            let [x, weights] =
+                [(blocks * width, &x), (blocks, &weights)].map(|(n, v)| Value::new(rows, n, 32, v.clone()));
+            suite.scale_blocks(&x, &weights, &spec)
+        });
+        for (i, (got, twin)) in reveal(&run.outputs).iter().zip(&twin).enumerate() {
+            let exact = (x[i] * weights[i / width]) as f64 / 1024.0;
+            assert!((*got as f64 - exact).abs() <= 1.5 && (*twin as f64 - exact).abs() <= 0.5, "{got} for {exact}");
+        }
+        assert_eq!(run.cost, scale::cost(x.len(), &spec));
+        if x.len() > 1000 {
+            assert_eq!(run.cost.rounds, 1);
+        }
+    }
+    let x = share::<u32>(&[0; 12], &[2, 6], 32, 35);
+    World::default().run(|s| {
+        let x = &x[s.party().index()];
+        let wrong = [x.columns(0, 4), x.clone().reshape([3, 4]), x.columns(0, 3).into_low(31)];
+        for weights in wrong {
+            assert!(matches!(scale::scale_blocks(s, x, &weights, &spec), Err(Error::Misuse(_))));
+        }
+        Ok(())
+    });
+}
