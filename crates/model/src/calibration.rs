@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::evaluation::{Evaluation, Tensors};
 use crate::graph::Input;
 use crate::model::Model;
-use crate::oracle::{Oracle, OracleError, OracleInput};
+use crate::oracle::{OracleError, OracleInput, free, input_tensor, last_uses, load, read};
 use crate::stats::NodeStats;
 use crate::tokenizer::Truncate;
+
+/// Tokens of the longest input for a decoder.
+const LONGEST_SEQUENCE: usize = 512;
 
 /// Ranges by the name of the node, over all inputs of a calibration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,37 +40,61 @@ impl Ranges {
     }
 }
 
-/// Runs all inputs in f32 and gathers the ranges.
+/// Runs all inputs in f32 and gathers the ranges: node by node over all inputs, so that the tensors of one node are in memory at
+/// a time, with the values of all inputs that later nodes still read. Decoders are run at every position.
 ///
 /// # Errors
-/// An input is not one that the model takes.
+/// An input is not one that the model takes; the files of the model can no longer be read.
 pub fn calibrate(model: &Model, inputs: &[OracleInput]) -> Result<Ranges, OracleError> {
-    calibrate_with(&Oracle::new(model)?, inputs, |_| ())
+    calibrate_with(model, inputs, |_| ())
 }
 
-/// The same on an oracle that is already there; `progress` is told how many inputs are done.
+/// The same; `progress` is told how many nodes are done.
 ///
 /// # Errors
-/// An input is not one that the model takes.
+/// An input is not one that the model takes; the files of the model can no longer be read.
 pub fn calibrate_with(
-    oracle: &Oracle,
+    model: &Model,
     inputs: &[OracleInput],
     mut progress: impl FnMut(usize),
 ) -> Result<Ranges, OracleError> {
-    let mut ranges = Ranges::default();
-    for input in inputs {
-        let stats = oracle.stats(input)?;
-        let names = oracle.graph().nodes.iter().map(|node| node.name.clone());
-        ranges.merge(&Ranges { inputs: 1, nodes: names.zip(stats).collect() });
-        progress(ranges.inputs);
+    let graph = &model.graph;
+    let last_use = last_uses(graph);
+    let of_input = |input| Ok(vec![Some(input_tensor(graph, input, DType::F32)?)]);
+    let mut values = inputs.iter().map(of_input).collect::<Result<Vec<_>, OracleError>>()?;
+    let mut ranges = Ranges { inputs: inputs.len(), nodes: BTreeMap::new() };
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let mut tensors = Tensors::new();
+        for name in node.op.tensors() {
+            tensors.insert(name.into(), load(model, name, DType::F32)?);
+        }
+        let mut all: Option<NodeStats> = None;
+        for values in &mut values {
+            let evaluation = Evaluation::new(node, &read(node, values)?, &tensors, true)?;
+            let stats = evaluation.stats()?;
+            match &mut all {
+                Some(all) => all.merge(&stats),
+                None => all = Some(stats),
+            }
+            // What nobody reads, the scores of a large vocabulary above all, is not kept.
+            values.push((last_use[index + 1] != usize::MAX).then_some(evaluation.value));
+            free(node, index, &last_use, values);
+        }
+        ranges.nodes.extend(all.map(|stats| (node.name.clone(), stats)));
+        progress(index + 1);
     }
     Ok(ranges)
 }
 
 /// The built-in inputs, the same at every call: for texts, sentences of many kinds and random tokens at lengths from one
-/// to the longest; for images noise, gradients, stripes and plain areas. Put inputs of the model's own field beside them.
+/// to the longest; for images noise, gradients, stripes and plain areas. Decoders, which are large, get fewer and no longer than
+/// 512 tokens, 4,000 in all: as each is run at every position, the short ones are within the long ones. Put inputs of the
+/// model's own field beside them.
 pub fn calibration_inputs(model: &Model) -> Vec<OracleInput> {
     match &model.graph.input {
+        Input::Tokens { vocab, max_tokens } if model.graph.is_decoder() => {
+            sequences(model, *vocab, (*max_tokens).min(LONGEST_SEQUENCE))
+        }
         Input::Tokens { vocab, max_tokens } => {
             let mut inputs = sentences(model, *max_tokens);
             inputs.extend(random_tokens(*vocab, *max_tokens));
@@ -102,6 +131,25 @@ fn sentences(model: &Model, max_tokens: usize) -> Vec<OracleInput> {
         }
     }
     inputs
+}
+
+/// For decoders: a few long texts of all the sentences, and random tokens.
+fn sequences(model: &Model, vocab: usize, longest: usize) -> Vec<OracleInput> {
+    let mut random = Random::new("sequences");
+    let mut inputs: Vec<Vec<u32>> = Vec::new();
+    if let Some(tokenizer) = model.tokenizer() {
+        for texts in SENTENCES.chunks(9) {
+            inputs.extend(tokenizer.encode(&texts.join(" "), longest.min(360), Truncate::Yes).ok());
+        }
+    }
+    for n in [1, 3, 16, 64, 233, longest] {
+        inputs.push((0..n.min(longest)).map(|_| random.below(vocab)).collect());
+    }
+    // One token again and again: the most uniform attention, and the largest sums.
+    for n in [16, longest] {
+        inputs.push(vec![random.below(vocab); n.min(longest)]);
+    }
+    inputs.into_iter().map(OracleInput::Tokens).collect()
 }
 
 fn random_tokens(vocab: usize, max_tokens: usize) -> Vec<OracleInput> {

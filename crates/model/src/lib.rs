@@ -5,10 +5,18 @@
 //! This crate knows nothing of sharing. A [`Model`] is what the owner of a model has in the clear; a graph and a
 //! tokenizer are what everybody may have.
 
+mod attention;
 mod builder;
 mod calibration;
 mod config;
+mod decoder_builder;
+mod decoder_config;
+mod encoder_builder;
+mod encoder_config;
 mod error;
+mod evaluation;
+mod fields;
+mod generation;
 pub mod graph;
 mod image;
 mod interface;
@@ -16,6 +24,8 @@ mod model;
 mod oracle;
 mod pooling;
 mod recipe;
+mod rotary;
+mod shape;
 mod stats;
 mod tokenizer;
 pub mod validate;
@@ -23,10 +33,11 @@ mod weights;
 
 pub use calibration::{Ranges, calibrate, calibrate_with, calibration_inputs, text_inputs};
 pub use error::{LoadError, Problem};
+pub use generation::Generation;
 pub use image::ImageError;
 pub use interface::{Interface, RowInput};
 pub use model::{Model, TensorError};
 pub use oracle::{Matrix, Oracle, OracleError, OracleInput, Precision, Trace};
-pub use stats::{AttentionStats, NodeStats, NormStats, Span};
-pub use tokenizer::{Tokenizer, TokenizerError, Truncate};
+pub use stats::{AttentionStats, GatedStats, NodeStats, NormStats, RouteStats, Span};
+pub use tokenizer::{TextStream, Tokenizer, TokenizerError, Truncate};
 pub use validate::GraphError;

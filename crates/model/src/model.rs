@@ -2,18 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use crate::builder::build;
-use crate::config::{Config, Family, Head};
+use crate::config::{Config, Family};
+use crate::encoder_config::{EncoderConfig, Head};
 use crate::error::{LoadError, Problem};
+use crate::generation::Generation;
 use crate::graph::{Graph, Input};
 use crate::pooling::{Pool, Pooling};
 use crate::recipe::Recipe;
 use crate::tokenizer::{FILE as TOKENIZER, Tokenizer};
 use crate::weights::Weights;
+
+/// Bytes of a piece of a tensor that is hashed, over four.
+const DIGEST_PIECE: usize = 1 << 22;
 
 /// A model in plaintext, as its owner has it.
 pub struct Model {
@@ -21,6 +27,8 @@ pub struct Model {
     pub graph: Graph,
     /// What was assumed because the directory does not say it, or is done otherwise than it says, one sentence each.
     pub notes: Vec<String>,
+    /// How to generate with it: for decoders from a directory.
+    pub generation: Option<Generation>,
     tokenizer: Option<Tokenizer>,
     weights: Weights,
     recipes: BTreeMap<String, Recipe>,
@@ -32,13 +40,22 @@ pub enum TensorError {
     /// The graph has no tensor of this name: a mistake of the caller.
     #[error("the model has no tensor {0}")]
     Unknown(String),
-    /// The elements given for a tensor are not as many as its shape says, or are not finite: a mistake of the caller.
+    /// The elements given for a tensor are not as many as its shape says, or are not finite, or rows are asked for that it does
+    /// not have: a mistake of the caller.
     #[error("tensor {name}: {what}")]
     Unusable {
         /// The tensor.
         name: String,
         /// What is wrong.
         what: String,
+    },
+    /// A file of weights can no longer be read, or was altered since the model was loaded.
+    #[error("tensor {name} can no longer be read: {cause}")]
+    Unreadable {
+        /// The tensor.
+        name: String,
+        /// Why.
+        cause: String,
     },
     /// The graph itself breaks a rule.
     #[error(transparent)]
@@ -51,23 +68,25 @@ impl Model {
     /// and `preprocessor_config.json` (images).
     ///
     /// BERT, RoBERTa, DistilBERT and what shares their tensors (MiniLM, XLM-RoBERTa), as encoders of sentences or with a
-    /// classifier for sequences, and ViT with its classifier.
+    /// classifier for sequences, and ViT with its classifier; GPT-2, LLaMA, Mistral, Qwen2 and Mixtral as decoders, with
+    /// `generation_config.json` if it is there.
+    ///
+    /// Every weight is looked at once; none stays in memory, so the files must stay where they are.
     ///
     /// # Errors
     /// Everything that is wrong with the directory, at once.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let (mut problems, mut notes) = (Vec::new(), Vec::new());
         let (family, config) = Config::read(dir, &mut problems, &mut notes);
-        let weights = Weights::read(dir, family.map_or("", Family::prefix), &mut problems);
-        let tokenizer = match family {
-            None | Some(Family::Vit) => None,
-            Some(_) => read_tokenizer(dir, &mut problems),
-        };
-        let hidden = config.as_ref().map(|c| c.hidden);
-        let pooling = match config.as_ref().map(|c| &c.head) {
-            Some(Head::Classifier(_)) => Pooling { pool: Pool::First, normalize: false },
-            _ if family == Some(Family::Vit) => Pooling { pool: Pool::First, normalize: false },
-            _ => Pooling::read(dir, hidden, &mut problems, &mut notes),
+        let weights = Weights::open(dir, family.map_or("", Family::prefix), &mut problems);
+        let reads_texts = family.is_some_and(Family::reads_texts);
+        let tokenizer = if reads_texts { read_tokenizer(dir, &mut problems) } else { None };
+        let pooling = match &config {
+            Some(Config::Encoder(EncoderConfig { head: Head::Embedding, hidden, .. })) => {
+                Pooling::read(dir, Some(*hidden), &mut problems, &mut notes)
+            }
+            None if reads_texts => Pooling::read(dir, None, &mut problems, &mut notes),
+            _ => Pooling { pool: Pool::First, normalize: false },
         };
         let Some(config) = config else {
             // Without a plan every tensor is looked at, so that this does not come to light only on the next try.
@@ -86,6 +105,10 @@ impl Model {
             let what = format!("it gives ids up to {}, but the model has {vocab}", tokenizer.id_bound() - 1);
             problems.push(Problem::BadEntry { file: TOKENIZER.into(), key: "vocab".into(), what });
         }
+        let generation = match config {
+            Config::Decoder(config) => Some(config.generation),
+            Config::Encoder(_) => None,
+        };
         if problems.is_empty() {
             problems.extend(graph.validate().err().map(Problem::Graph));
         }
@@ -93,7 +116,7 @@ impl Model {
             return Err(LoadError { problems });
         }
         let recipes = graph.tensors.iter().map(|spec| spec.name.clone()).zip(recipes).collect();
-        Ok(Self { graph, notes, tokenizer, weights, recipes })
+        Ok(Self { graph, notes, tokenizer, generation, weights, recipes })
     }
 
     /// A model from a graph and its tensors, each `[rows, cols]` row-major as the graph lists it.
@@ -118,18 +141,35 @@ impl Model {
             }
             recipes.insert(spec.name.clone(), Recipe::Given(values));
         }
-        Ok(Self { graph, notes: Vec::new(), tokenizer, weights: Weights::empty(), recipes })
+        let (notes, weights) = (Vec::new(), Weights::empty());
+        Ok(Self { graph, notes, tokenizer, generation: None, weights, recipes })
     }
 
     /// A tensor of the graph, `[rows, cols]` row-major, after all folding: linear weights `[in, out]`, queries scaled,
-    /// token types inside positions. Converted from the stored weights at each call.
+    /// token types inside positions. Read from the files and converted at each call, in memory for the result alone.
     ///
     /// # Errors
-    /// The graph has no tensor of this name.
+    /// The graph has no tensor of this name; the files are no longer what they were when the model was loaded.
     pub fn tensor(&self, name: &str) -> Result<Vec<f32>, TensorError> {
+        let rows = self.graph.tensor_spec(name).map_or(0, |spec| spec.rows);
+        self.tensor_rows(name, 0..rows)
+    }
+
+    /// Some rows of a tensor, equal to the same rows of [`Self::tensor`], in memory for these rows and a few MB. Taken one
+    /// after the other, pieces of 64 rows and more cost about as much as the whole tensor.
+    ///
+    /// # Errors
+    /// As for [`Self::tensor`]; the tensor does not have these rows.
+    pub fn tensor_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, TensorError> {
         let unknown = || TensorError::Unknown(name.into());
         let spec = self.graph.tensor_spec(name).ok_or_else(unknown)?;
-        self.recipes.get(name).and_then(|recipe| recipe.make(&self.weights, spec.rows, spec.cols)).ok_or_else(unknown)
+        if rows.start > rows.end || rows.end > spec.rows {
+            let what = format!("rows {} to {} of {}", rows.start, rows.end, spec.rows);
+            return Err(TensorError::Unusable { name: name.into(), what });
+        }
+        let recipe = self.recipes.get(name).ok_or_else(unknown)?;
+        let unreadable = |cause: String| TensorError::Unreadable { name: name.into(), cause };
+        recipe.make(&self.weights, rows, spec.cols).map_err(unreadable)
     }
 
     /// The tokenizer, for models of texts.
@@ -138,18 +178,25 @@ impl Model {
     }
 
     /// SHA-256 over the graph and all tensors in their order: equal for equal models, however they were stored.
-    pub fn digest(&self) -> [u8; 32] {
+    ///
+    /// # Errors
+    /// The files are no longer what they were when the model was loaded.
+    pub fn digest(&self) -> Result<[u8; 32], TensorError> {
         let mut hash = Sha256::new();
         hash.update(b"tercet model 1\0");
         hash.update(self.graph.digest());
         for spec in &self.graph.tensors {
-            let values = self.tensor(&spec.name).unwrap_or_default();
-            for chunk in values.chunks(1 << 14) {
-                let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
-                hash.update(&bytes);
+            // Enough rows for a transposed tensor to be read in few passes.
+            let step = (DIGEST_PIECE / spec.cols).max(1);
+            for from in (0..spec.rows).step_by(step) {
+                let values = self.tensor_rows(&spec.name, from..(from + step).min(spec.rows))?;
+                for chunk in values.chunks(1 << 14) {
+                    let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    hash.update(&bytes);
+                }
             }
         }
-        hash.finalize().into()
+        Ok(hash.finalize().into())
     }
 }
 

@@ -1,25 +1,38 @@
-//! How each tensor of a graph is made from the tensors of a checkpoint: transposed, fused, scaled, folded.
+//! How each tensor of a graph is made from the tensors of a checkpoint: transposed, fused, scaled, folded. Any rows of it are
+//! made without the others, in memory for these rows and some pieces of what is stored.
 
-use crate::weights::{Entry, Weights};
+use std::ops::Range;
+
+use crate::weights::{PIECE, Weights};
 
 /// `log2(e)`: softmax is taken to base 2.
 const LOG2_E: f64 = std::f64::consts::LOG2_E;
+/// Side of the tiles in which blocks are transposed: few enough rows to stay in the nearest cache.
+const TILE: usize = 8;
 
-/// The making of one tensor. Stored names are without the family's prefix; linear weights are stored `[out, in]`.
+/// The making of one tensor. Stored names are without the family's prefix.
 #[derive(Clone, Debug)]
 pub(crate) enum Recipe {
-    /// As stored, read as `[rows, cols]`.
-    AsIs(String),
-    /// A linear weight or patch convolution, transposed to `[in, out]`.
-    Transposed(String),
-    /// Three linear weights side by side as `[in, 3 * out]`, the first scaled.
-    QueryKeyValue([String; 3], f64),
-    /// Their biases; zeros if the model has none.
-    QueryKeyValueBias(Option<[String; 3]>, f64),
-    /// The position table without its first rows, plus row 0 of the token type table.
-    Positions { table: String, skip: usize, token_types: Option<String> },
+    /// Blocks of stored tensors, zeros between them; then row 0 of one more stored tensor is added to every row.
+    Blocks { blocks: Vec<Block>, plus: Option<String> },
     /// Given as it is.
     Given(Vec<f32>),
+}
+
+/// A rectangle of a tensor, and the rectangle of a stored tensor that it comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    stored: String,
+    /// Columns of the stored tensor, read as a matrix.
+    width: usize,
+    transposed: bool,
+    /// Row and column where it begins in the stored matrix.
+    from: (usize, usize),
+    /// Row and column where it begins in the tensor.
+    to: (usize, usize),
+    /// Rows and columns that it has in the tensor.
+    size: (usize, usize),
+    scale: f64,
 }
 
 /// What queries are multiplied by, so that attention needs no scale and takes powers of two.
@@ -27,57 +40,142 @@ pub(crate) fn query_scale(head_width: usize) -> f64 {
     LOG2_E / (head_width as f64).sqrt()
 }
 
-impl Recipe {
-    /// The tensor `[rows, cols]`, row-major. None if the checkpoint does not hold what the recipe names.
-    pub(crate) fn make(&self, weights: &Weights, rows: usize, cols: usize) -> Option<Vec<f32>> {
-        let made = match self {
-            Self::AsIs(name) => weights.values(weights.entry(name)?).collect(),
-            Self::Transposed(name) => {
-                let mut out = vec![0.0; rows * cols];
-                transpose_into(&mut out, cols, 0, 1.0, weights, weights.entry(name)?);
-                out
-            }
-            Self::QueryKeyValue(names, scale) => {
-                let mut out = vec![0.0; rows * cols];
-                for (i, (name, scale)) in names.iter().zip([*scale, 1.0, 1.0]).enumerate() {
-                    transpose_into(&mut out, cols, i * (cols / 3), scale, weights, weights.entry(name)?);
-                }
-                out
-            }
-            Self::QueryKeyValueBias(None, _) => vec![0.0; cols],
-            Self::QueryKeyValueBias(Some(names), scale) => {
-                let mut out = Vec::with_capacity(cols);
-                for (name, scale) in names.iter().zip([*scale, 1.0, 1.0]) {
-                    out.extend(weights.values(weights.entry(name)?).map(|v| scaled(v, scale)));
-                }
-                out
-            }
-            Self::Positions { table, skip, token_types } => {
-                let mut out: Vec<f32> = weights.values(weights.entry(table)?).skip(skip * cols).collect();
-                if let Some(name) = token_types {
-                    let first: Vec<f32> = weights.values(weights.entry(name)?).take(cols).collect();
-                    for row in out.chunks_exact_mut(cols) {
-                        row.iter_mut().zip(&first).for_each(|(v, t)| *v += t);
-                    }
-                }
-                out
-            }
-            Self::Given(values) => values.clone(),
-        };
-        (made.len() == rows * cols).then_some(made)
+impl Block {
+    /// The stored tensor, read as `[rows, cols]`.
+    pub(crate) fn as_is(stored: String, rows: usize, cols: usize) -> Self {
+        let (from, to) = ((0, 0), (0, 0));
+        Self { stored, width: cols, transposed: false, from, to, size: (rows, cols), scale: 1.0 }
+    }
+
+    /// The stored tensor, read as `[cols, rows]` (`[out, in]` of a linear layer or of a patch convolution) and transposed.
+    pub(crate) fn transposed(stored: String, rows: usize, cols: usize) -> Self {
+        let (from, to) = ((0, 0), (0, 0));
+        Self { stored, width: rows, transposed: true, from, to, size: (rows, cols), scale: 1.0 }
+    }
+
+    /// The same at another place of the tensor.
+    pub(crate) fn at(self, row: usize, col: usize) -> Self {
+        Self { to: (row, col), ..self }
+    }
+
+    /// The same multiplied by a number.
+    pub(crate) fn scaled(self, scale: f64) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// `count` of the columns of a block as it is stored, from `first` on.
+    pub(crate) fn columns(self, first: usize, count: usize) -> Self {
+        Self { from: (self.from.0, first), size: (self.size.0, count), ..self }
+    }
+
+    /// A block as it is stored, without its first rows.
+    pub(crate) fn below(self, rows: usize) -> Self {
+        Self { from: (rows, self.from.1), size: (self.size.0 - rows, self.size.1), ..self }
     }
 }
 
-/// Writes the stored `[out, in]` as columns `first..first + out` of rows of `stride`.
-fn transpose_into(to: &mut [f32], stride: usize, first: usize, scale: f64, weights: &Weights, entry: &Entry) {
-    let out = entry.shape.first().copied().unwrap_or(1).max(1);
-    let per_out = entry.shape.iter().product::<usize>() / out;
-    for (i, value) in weights.values(entry).enumerate() {
-        let (o, row) = (i / per_out, i % per_out);
-        if let Some(place) = to.get_mut(row * stride + first + o) {
-            *place = scaled(value, scale);
-        }
+impl From<Block> for Recipe {
+    fn from(block: Block) -> Self {
+        vec![block].into()
     }
+}
+
+impl From<Vec<Block>> for Recipe {
+    fn from(blocks: Vec<Block>) -> Self {
+        Self::Blocks { blocks, plus: None }
+    }
+}
+
+impl Recipe {
+    /// Rows `rows` of the tensor with `cols` columns, row-major.
+    ///
+    /// # Errors
+    /// The checkpoint does not hold what the recipe names, or can no longer be read: the text says which and why.
+    pub(crate) fn make(&self, weights: &Weights, rows: Range<usize>, cols: usize) -> Result<Vec<f32>, String> {
+        let (blocks, plus) = match self {
+            Self::Given(values) => {
+                let part = values.get(rows.start * cols..rows.end * cols);
+                return part.map(<[f32]>::to_vec).ok_or_else(|| format!("{} elements", values.len()));
+            }
+            Self::Blocks { blocks, plus } => (blocks, plus),
+        };
+        let mut out = vec![0.0; rows.len() * cols];
+        for block in blocks {
+            block.fill(weights, &rows, cols, &mut out)?;
+        }
+        if let Some(name) = plus {
+            let first = read(weights, name, cols, 0..1, 0..cols, true)?;
+            for row in out.chunks_exact_mut(cols) {
+                row.iter_mut().zip(&first).for_each(|(v, t)| *v += t);
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Block {
+    /// Writes what falls into rows `rows` of the tensor to `out`, which holds these rows.
+    fn fill(&self, weights: &Weights, rows: &Range<usize>, cols: usize, out: &mut [f32]) -> Result<(), String> {
+        let start = rows.start.max(self.to.0);
+        let end = rows.end.min(self.to.0 + self.size.0);
+        if start >= end {
+            return Ok(());
+        }
+        let inside = start - self.to.0..end - self.to.0;
+        let out = &mut out[(start - rows.start) * cols..(end - rows.start) * cols];
+        if self.transposed { self.transpose(weights, inside, cols, out) } else { self.copy(weights, inside, cols, out) }
+    }
+
+    /// Rows of the block as they are stored.
+    fn copy(&self, weights: &Weights, inside: Range<usize>, cols: usize, out: &mut [f32]) -> Result<(), String> {
+        let chunk = (PIECE / self.width.max(1)).max(1);
+        let stored_cols = self.from.1..self.from.1 + self.size.1;
+        for (i, out) in out.chunks_mut(chunk * cols).enumerate() {
+            let first = self.from.0 + inside.start + i * chunk;
+            let stored = first..first + out.len() / cols;
+            let values = read(weights, &self.stored, self.width, stored, stored_cols.clone(), true)?;
+            for (to, from) in out.chunks_exact_mut(cols).zip(values.chunks_exact(self.size.1)) {
+                let to = &mut to[self.to.1..self.to.1 + self.size.1];
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = scaled(*from, self.scale));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of the block, which are columns of what is stored. The piece at the beginning reads the stored tensor from end
+    /// to end, so that the system has it at hand for the later ones, which skip through it; so do large pieces.
+    fn transpose(&self, weights: &Weights, inside: Range<usize>, cols: usize, out: &mut [f32]) -> Result<(), String> {
+        let count = inside.len();
+        let stored_cols = self.from.1 + inside.start..self.from.1 + inside.end;
+        let whole = inside.start == 0 || 4 * count >= self.width;
+        let chunk = (PIECE / if whole { self.width } else { count }).max(1);
+        for first in (0..self.size.1).step_by(chunk) {
+            let stored = self.from.0 + first..self.from.0 + (first + chunk).min(self.size.1);
+            let at = self.to.1 + first;
+            let values = read(weights, &self.stored, self.width, stored, stored_cols.clone(), whole)?;
+            for tile in (0..count).step_by(TILE) {
+                let tile = tile..(tile + TILE).min(count);
+                for (o, row) in values.chunks_exact(count).enumerate() {
+                    for (i, value) in tile.clone().zip(&row[tile.clone()]) {
+                        out[i * cols + at + o] = scaled(*value, self.scale);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(
+    weights: &Weights,
+    name: &str,
+    width: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    whole: bool,
+) -> Result<Vec<f32>, String> {
+    let entry = weights.entry(name).ok_or_else(|| format!("{name} is not stored"))?;
+    weights.read_block(entry, width, rows, cols, whole).map_err(|e| format!("{}: {e}", entry.stored_name))
 }
 
 fn scaled(value: f32, scale: f64) -> f32 {

@@ -11,8 +11,12 @@ pub struct NodeStats {
     pub activation: Option<Span>,
     /// For attention.
     pub attention: Option<AttentionStats>,
-    /// For a LayerNorm.
+    /// For a LayerNorm or an RMSNorm.
     pub norm: Option<NormStats>,
+    /// For a gated activation.
+    pub gated: Option<GatedStats>,
+    /// For a choice of experts.
+    pub route: Option<RouteStats>,
 }
 
 /// Smallest and largest.
@@ -24,7 +28,8 @@ pub struct Span {
     pub max: f32,
 }
 
-/// Ranges inside a softmax attention. Scores are to base 2, as the graph's queries are scaled.
+/// Ranges inside a softmax attention. Scores are to base 2, as the graph's queries are scaled; of a causal attention only
+/// those of keys that the query sees count, and queries and keys are taken after rotary positions have turned them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionStats {
     /// Largest absolute element of the queries.
@@ -37,6 +42,8 @@ pub struct AttentionStats {
     pub max_score: f32,
     /// Largest difference between the maximum and the minimum of a row of scores.
     pub max_spread: f32,
+    /// The maximum of a row of scores.
+    pub row_max: Span,
     /// Sums over rows of `2^(score - maximum of the row)`, from 1 to the number of rows.
     pub row_sum: Span,
     /// Largest absolute element of `2^(score - maximum) V`, before it is divided by the row sum.
@@ -45,7 +52,7 @@ pub struct AttentionStats {
     pub max_output: f32,
 }
 
-/// Ranges inside a LayerNorm.
+/// Ranges inside a LayerNorm. An RMSNorm is one whose mean is taken to be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NormStats {
     /// The variance of a row, without eps.
@@ -54,6 +61,26 @@ pub struct NormStats {
     pub max_centred: f32,
     /// Largest `|gain (x - mean)|`.
     pub max_scaled: f32,
+}
+
+/// Ranges inside a gated activation `f(a) * b`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GatedStats {
+    /// Of `a`.
+    pub argument: Span,
+    /// Largest `|f(a)|`.
+    pub activated: f32,
+    /// Largest `|b|`.
+    pub factor: f32,
+}
+
+/// Ranges inside a choice of experts. Scores are natural: softmax takes them to base e.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteStats {
+    /// Largest absolute score.
+    pub max_score: f32,
+    /// Largest difference between the maximum and the minimum of a row of scores.
+    pub max_spread: f32,
 }
 
 impl Span {
@@ -82,6 +109,7 @@ impl NodeStats {
             a.max_value = a.max_value.max(b.max_value);
             a.max_score = a.max_score.max(b.max_score);
             a.max_spread = a.max_spread.max(b.max_spread);
+            a.row_max.merge(&b.row_max);
             a.row_sum.merge(&b.row_sum);
             a.max_unnormalised = a.max_unnormalised.max(b.max_unnormalised);
             a.max_output = a.max_output.max(b.max_output);
@@ -90,6 +118,15 @@ impl NodeStats {
             a.variance.merge(&b.variance);
             a.max_centred = a.max_centred.max(b.max_centred);
             a.max_scaled = a.max_scaled.max(b.max_scaled);
+        });
+        merge_into(&mut self.gated, &other.gated, |a, b| {
+            a.argument.merge(&b.argument);
+            a.activated = a.activated.max(b.activated);
+            a.factor = a.factor.max(b.factor);
+        });
+        merge_into(&mut self.route, &other.route, |a, b| {
+            a.max_score = a.max_score.max(b.max_score);
+            a.max_spread = a.max_spread.max(b.max_spread);
         });
     }
 }

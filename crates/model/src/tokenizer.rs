@@ -1,9 +1,13 @@
-//! Texts to token ids, as `tokenizer.json` says, without padding and without silent truncation.
+//! Texts to token ids, as `tokenizer.json` says, without padding and without silent truncation; and ids to texts again, all at
+//! once or as they come.
 
 use std::fmt;
 use std::path::Path;
 
 use tokenizers::{PostProcessor, TruncationDirection};
+
+/// Ids of which a character that is not complete can have been made, and more than decoding looks back.
+const LOOK_BACK: usize = 8;
 
 /// The file of a model directory that holds a tokenizer.
 pub(crate) const FILE: &str = "tokenizer.json";
@@ -81,7 +85,7 @@ impl Tokenizer {
         if encoding.is_empty() {
             return Err(TokenizerError::Empty);
         }
-        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let special = self.specials();
         let count = encoding.len() + special;
         if count > limit {
             if truncate == Truncate::No || limit <= special {
@@ -92,6 +96,24 @@ impl Tokenizer {
         }
         let encoding = self.inner.post_process(encoding, None, true).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// How many special tokens [`Self::encode`] adds to a text: the beginning of a text for LLaMA, none for GPT-2.
+    pub fn specials(&self) -> usize {
+        self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false))
+    }
+
+    /// The text of ids, without special tokens. Ids that do not exist have none; bytes that are no text come as U+FFFD.
+    ///
+    /// # Errors
+    /// The tokenizer failed on these ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, true).map_err(|e| TokenizerError::Failed(e.to_string()))
+    }
+
+    /// The id of a token as the vocabulary writes it: `<|endoftext|>`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// One more than the largest id.
@@ -111,6 +133,64 @@ impl fmt::Debug for Tokenizer {
             .field("ids", &self.id_bound)
             .field("bytes", &self.json.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// The text of ids that come one by one. What it gives out, put together, is what [`Tokenizer::decode`] makes of all ids, except
+/// where bytes that once made a text are taken back by a later one that makes none of them.
+#[derive(Clone, Debug, Default)]
+pub struct TextStream {
+    /// The ids since the last piece of text before the one that was given out last: as much as decoding looks back.
+    ids: Vec<u32>,
+    /// How many of them have been given out.
+    given: usize,
+}
+
+impl TextStream {
+    /// A text from its beginning.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The text that goes on after these ids, whose own text is not given out.
+    pub fn after(ids: &[u32]) -> Self {
+        // No decoder looks farther back than one token; a few more make sure that one of them has a text.
+        let ids = ids[ids.len().saturating_sub(LOOK_BACK)..].to_vec();
+        Self { given: ids.len(), ids }
+    }
+
+    /// One more id: the text that is certain now, empty while a character is not complete.
+    ///
+    /// # Errors
+    /// The tokenizer failed on these ids.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String, TokenizerError> {
+        self.ids.push(id);
+        let text = self.rest(tokenizer)?;
+        // Bytes of a character that is not complete; no character has more than four, so more of them are none.
+        if text.ends_with('\u{FFFD}') && self.ids.len() - self.given < LOOK_BACK {
+            return Ok(String::new());
+        }
+        if !text.is_empty() {
+            self.ids.drain(..self.given.min(self.ids.len() - 1));
+            self.given = self.ids.len();
+        }
+        Ok(text)
+    }
+
+    /// What was held back, once no further id comes.
+    ///
+    /// # Errors
+    /// The tokenizer failed on these ids.
+    pub fn finish(self, tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
+        self.rest(tokenizer)
+    }
+
+    /// The text of the ids that were not given out, in its place after those that were.
+    fn rest(&self, tokenizer: &Tokenizer) -> Result<String, TokenizerError> {
+        let before = tokenizer.decode(&self.ids[..self.given])?;
+        let whole = tokenizer.decode(&self.ids)?;
+        let common = before.chars().zip(whole.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        Ok(whole[common..].to_string())
     }
 }
 

@@ -1,13 +1,11 @@
-//! What makes a [`Graph`] well formed, and the shape of each of its values.
+//! What makes a [`Graph`] well formed.
 //!
 //! A graph may come from a stranger, so [`Graph::validate`] trusts nothing in it: every index, name and size is checked,
 //! every product is bounded, and no input makes it panic or allocate beyond the graph's own size.
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
-
-use crate::graph::{Graph, Input, Node, Op, Output, TensorSpec, ValueId};
+use crate::graph::{Graph, Input, Node, Op, Output, Reach, TensorSpec};
 
 /// Most nodes in a graph.
 pub const MAX_NODES: usize = 1 << 14;
@@ -70,7 +68,7 @@ pub enum GraphError {
 enum Rows {
     /// As many as the input has tokens or patches, and this many more.
     PerInput(usize),
-    /// One: the value comes after [`Op::FirstRow`] or [`Op::MeanRows`].
+    /// One: the value comes after [`Op::FirstRow`], [`Op::LastRow`] or [`Op::MeanRows`].
     One,
 }
 
@@ -81,93 +79,6 @@ impl Graph {
     /// The first rule that is broken. Never panics, whatever the graph holds.
     pub fn validate(&self) -> Result<(), GraphError> {
         Check::new(self)?.run()
-    }
-
-    /// The shape of a value for an input of `rows` tokens or patches: rows for each input, and width.
-    /// `(0, 0)` where the value does not exist or a graph that was not validated leaves it open.
-    pub fn shape(&self, value: ValueId, rows: usize) -> (usize, usize) {
-        let width = self.width(value);
-        let mut extra = 0;
-        let mut at = value;
-        while let Some((node, input)) = self.step_back(at) {
-            match node.op {
-                Op::FirstRow | Op::MeanRows => return (1, width),
-                Op::PrependRow { .. } => extra += 1,
-                _ => {}
-            }
-            at = input;
-        }
-        if at == 0 { (rows.saturating_add(extra), width) } else { (0, 0) }
-    }
-
-    /// The width of a value; of value 0 the vocabulary (one-hot) or the width of a patch. 0 where the value does not
-    /// exist or a graph that was not validated leaves it open.
-    pub fn width(&self, value: ValueId) -> usize {
-        let mut at = value;
-        let mut thirds = 0_u32;
-        while let Some((node, input)) = self.step_back(at) {
-            let named = match &node.op {
-                Op::Lookup { table } => Some(table),
-                Op::Linear { weight, .. } => Some(weight),
-                Op::PrependRow { row } => Some(row),
-                Op::LayerNorm { gain, .. } => Some(gain),
-                Op::AddRows { rows } => Some(rows),
-                Op::Attention { .. } => {
-                    thirds += 1;
-                    None
-                }
-                Op::Add | Op::Activation(_) | Op::FirstRow | Op::MeanRows => None,
-            };
-            if let Some(name) = named {
-                let cols = self.tensor_spec(name).map_or(0, |spec| spec.cols);
-                return 3_usize.checked_pow(thirds).map_or(0, |d| cols / d);
-            }
-            at = input;
-        }
-        if at == 0 { self.input_width() } else { 0 }
-    }
-
-    /// The entry of the tensor list with this name.
-    pub fn tensor_spec(&self, name: &str) -> Option<&TensorSpec> {
-        self.tensors.iter().find(|spec| spec.name == name)
-    }
-
-    /// Largest number of rows of an input: longest text in tokens, or the number of patches.
-    pub fn max_rows(&self) -> usize {
-        match &self.input {
-            Input::Tokens { max_tokens, .. } => *max_tokens,
-            Input::Patches { image_size, patch_size, .. } => {
-                let side = image_size.checked_div(*patch_size).unwrap_or(0);
-                side.checked_mul(side).unwrap_or(0)
-            }
-        }
-    }
-
-    /// SHA-256 of the graph, the same for equal graphs on every machine.
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(b"tercet graph 1\0");
-        // Structs serialise in the order of their fields; a graph holds no map.
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        hash.update((json.len() as u64).to_le_bytes());
-        hash.update(&json);
-        hash.finalize().into()
-    }
-
-    /// The node that makes a value and the first value that it reads; none for the input and for what breaks the rules.
-    fn step_back(&self, value: ValueId) -> Option<(&Node, ValueId)> {
-        let node = self.nodes.get(value.checked_sub(1)?)?;
-        let input = *node.inputs.first()?;
-        (input < value).then_some((node, input))
-    }
-
-    fn input_width(&self) -> usize {
-        match &self.input {
-            Input::Tokens { vocab, .. } => *vocab,
-            Input::Patches { channels, patch_size, .. } => {
-                patch_size.checked_mul(*patch_size).and_then(|a| a.checked_mul(*channels)).unwrap_or(0)
-            }
-        }
     }
 }
 
@@ -279,7 +190,7 @@ impl<'a> Check<'a> {
 
     /// The shape of a node's result, after all rules of its operation.
     fn node(&mut self, index: usize, node: &'a Node) -> Result<(Rows, usize), String> {
-        let arity = if node.op == Op::Add { 2 } else { 1 };
+        let arity = node.op.arity();
         if node.inputs.len() != arity {
             return Err(format!("reads {} values instead of {arity}", node.inputs.len()));
         }
@@ -292,6 +203,7 @@ impl<'a> Check<'a> {
             }
             self.read[*input] = true;
         }
+        self.side(&node.op)?;
         let (rows, width) = self.values[node.inputs[0]];
         let per_input = |what: &str| match rows {
             Rows::PerInput(extra) => Ok(extra),
@@ -323,19 +235,21 @@ impl<'a> Check<'a> {
             Op::Linear { weight, bias } => {
                 let spec = self.tensor(weight)?;
                 let cols = shaped(spec, width, spec.cols)?;
-                Ok((rows, shaped(self.tensor(bias)?, 1, cols)?))
+                if let Some(bias) = bias {
+                    shaped(self.tensor(bias)?, 1, cols)?;
+                }
+                Ok((rows, cols))
             }
             Op::LayerNorm { gain, bias, eps } => {
-                if !(eps.is_finite() && *eps > 0.0 && *eps < 1.0) {
-                    return Err(format!("eps {eps} is not between 0 and 1"));
-                }
-                if width < 2 {
-                    return Err("the norm of a single number is constant".into());
-                }
+                normalizes(*eps, width)?;
                 for name in [gain, bias] {
                     shaped(self.tensor(name)?, 1, width)?;
                 }
                 Ok((rows, width))
+            }
+            Op::RmsNorm { gain, eps } => {
+                normalizes(*eps, width)?;
+                Ok((rows, shaped(self.tensor(gain)?, 1, width)?))
             }
             Op::Attention { heads } => {
                 per_input("attention")?;
@@ -344,6 +258,41 @@ impl<'a> Check<'a> {
                 }
                 Ok((rows, width / 3))
             }
+            Op::CausalAttention { heads, kv_heads, rotary, reach } => {
+                per_input("attention")?;
+                Ok((rows, causal(width, *heads, *kv_heads, rotary.as_deref(), reach)?))
+            }
+            Op::AddPositions { rows: name } => {
+                let most = self.graph.max_rows();
+                per_input("adding positions")?;
+                let spec = self.tensor(name)?;
+                if spec.rows < most || spec.cols != width {
+                    return Err(format!("{} is [{}, {}], not [>= {most}, {width}]", name, spec.rows, spec.cols));
+                }
+                Ok((rows, width))
+            }
+            Op::Gated(_) => {
+                if !width.is_multiple_of(2) {
+                    return Err(format!("width {width} has no two halves"));
+                }
+                Ok((rows, width / 2))
+            }
+            Op::Route { top } => {
+                if *top == 0 || *top > width {
+                    return Err(format!("{top} of {width} experts have a say"));
+                }
+                Ok((rows, width))
+            }
+            Op::ScaleBlocks => {
+                let (other_rows, blocks) = self.values[node.inputs[1]];
+                if other_rows != rows || blocks == 0 || !width.is_multiple_of(blocks) {
+                    return Err(format!(
+                        "width {width} is not one block for each of {blocks} columns of the same rows"
+                    ));
+                }
+                Ok((rows, width))
+            }
+            Op::LastRow => per_input("taking the last row").map(|_| (Rows::One, width)),
             Op::Add => {
                 let other = self.values[node.inputs[1]];
                 if other != (rows, width) {
@@ -354,6 +303,20 @@ impl<'a> Check<'a> {
             Op::Activation(_) => Ok((rows, width)),
             Op::FirstRow => per_input("taking the first row").map(|_| (Rows::One, width)),
             Op::MeanRows => per_input("the mean over rows").map(|_| (Rows::One, width)),
+        }
+    }
+
+    /// Holds operations of encoders to encoders and those of decoders to decoders.
+    fn side(&self, op: &Op) -> Result<(), String> {
+        let of_encoders = matches!(
+            op,
+            Op::Attention { .. } | Op::AddRows { .. } | Op::PrependRow { .. } | Op::FirstRow | Op::MeanRows
+        );
+        let of_decoders = matches!(op, Op::CausalAttention { .. } | Op::AddPositions { .. } | Op::LastRow);
+        match self.graph.is_decoder() {
+            true if of_encoders => Err("it has no place in a graph whose output is a next token".into()),
+            false if of_decoders => Err("it has a place only in a graph whose output is a next token".into()),
+            _ => Ok(()),
         }
     }
 
@@ -381,11 +344,54 @@ impl<'a> Check<'a> {
                 }
                 labels.len()
             }
+            Output::NextToken { vocab } => {
+                if !matches!(self.graph.input, Input::Tokens { vocab: read, .. } if read == *vocab) {
+                    return fail(format!("a token of {vocab}, which the input does not take"));
+                }
+                if !matches!(self.graph.nodes.last(), Some(Node { op: Op::Linear { .. }, .. })) {
+                    return fail("the scores of the next token do not come from a linear layer".into());
+                }
+                *vocab
+            }
         };
         match width == last.1 {
             true => Ok(()),
             false => fail(format!("the last value has width {}, the output {width}", last.1)),
         }
+    }
+}
+
+/// The width of the result of a causal attention, after its rules.
+fn causal(width: usize, heads: usize, kv_heads: usize, rotary: Option<&[f64]>, reach: &Reach) -> Result<usize, String> {
+    if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(format!("{heads} heads of queries cannot share {kv_heads} of keys and values"));
+    }
+    let parts = kv_heads.checked_mul(2).and_then(|keys_values| keys_values.checked_add(heads));
+    let Some(head) = parts.filter(|parts| width.is_multiple_of(*parts)).map(|parts| width / parts) else {
+        return Err(format!("width {width} is not {heads} heads of queries and {kv_heads} of keys and of values"));
+    };
+    if let Some(rotary) = rotary {
+        if head != 2 * rotary.len() {
+            return Err(format!("{} rotary frequencies for heads of width {head}", rotary.len()));
+        }
+        if rotary.iter().any(|frequency| !frequency.is_finite()) {
+            return Err("a rotary frequency is not finite".into());
+        }
+    }
+    if reach.window == Some(0) || reach.window.is_some_and(|window| window > MAX_ROWS) || reach.global > MAX_ROWS {
+        return Err(format!("a window of {:?} and {} global positions", reach.window, reach.global));
+    }
+    Ok(heads * head)
+}
+
+/// Whether a norm of this eps and width is one.
+fn normalizes(eps: f64, width: usize) -> Result<(), String> {
+    if !(eps.is_finite() && eps > 0.0 && eps < 1.0) {
+        return Err(format!("eps {eps} is not between 0 and 1"));
+    }
+    match width {
+        0 | 1 => Err("the norm of a single number is constant".into()),
+        _ => Ok(()),
     }
 }
 

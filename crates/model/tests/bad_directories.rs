@@ -128,10 +128,14 @@ fn half_precision_weights_are_looked_at_too() {
 #[test]
 fn unknown_architecture_does_not_hide_other_problems() {
     let dir = Directory::copy_of("bert_encoder");
-    dir.config("architectures", json!(["GPT2LMHeadModel"])).set_f32("embeddings.LayerNorm.bias", 0, f32::NAN);
+    dir.config("architectures", json!(["T5ForConditionalGeneration"])).set_f32(
+        "embeddings.LayerNorm.bias",
+        0,
+        f32::NAN,
+    );
     let problems = dir.problems();
     assert!(matches!(&problems[0], Problem::UnknownArchitecture { name, supported }
-        if name == "GPT2LMHeadModel" && supported.contains("BertModel")));
+        if name == "T5ForConditionalGeneration" && supported.contains("BertModel")));
     assert!(matches!(&problems[1], Problem::NotFinite { .. }));
     assert_eq!(problems.len(), 2);
     dir.config("architectures", Value::Null).config("model_type", Value::Null);
@@ -310,7 +314,7 @@ fn images_whose_sizes_disagree() {
 #[test]
 fn old_names_and_a_prefix_load_as_the_same_model() {
     let dir = Directory::copy_of("bert_encoder");
-    let digest = Model::load(dir.0.path()).unwrap().digest();
+    let digest = Model::load(dir.0.path()).unwrap().digest().unwrap();
     dir.weights(|header, _| {
         let old = |name: &str| match name.strip_prefix("__") {
             Some(_) => name.to_string(),
@@ -321,7 +325,7 @@ fn old_names_and_a_prefix_load_as_the_same_model() {
         *header = std::mem::take(header).into_iter().map(|(name, entry)| (old(&name), entry)).collect();
         assert!(header.contains_key("bert.encoder.layer.1.output.LayerNorm.gamma"));
     });
-    assert_eq!(Model::load(dir.0.path()).unwrap().digest(), digest);
+    assert_eq!(Model::load(dir.0.path()).unwrap().digest().unwrap(), digest);
     dir.set_f32("bert.encoder.layer.1.output.LayerNorm.gamma", 5, 0.25);
-    assert_ne!(Model::load(dir.0.path()).unwrap().digest(), digest);
+    assert_ne!(Model::load(dir.0.path()).unwrap().digest().unwrap(), digest);
 }

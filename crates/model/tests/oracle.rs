@@ -21,7 +21,7 @@ fn small() -> (Graph, BTreeMap<String, Vec<f32>>) {
     }
     let nodes = vec![
         node("lookup", Op::Lookup { table: "table".into() }, &[0]),
-        node("qkv", Op::Linear { weight: "weight".into(), bias: "bias".into() }, &[1]),
+        node("qkv", Op::Linear { weight: "weight".into(), bias: Some("bias".into()) }, &[1]),
         node("attention", Op::Attention { heads: 2 }, &[2]),
         node("norm", Op::LayerNorm { gain: "gain".into(), bias: "shift".into(), eps: 1e-5 }, &[3]),
         node("tanh", Op::Activation(Activation::Tanh), &[4]),
