@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tercet_model::RowInput;
 use tercet_model::graph::Input;
 use tercet_net::{
-    ClientMessage, Connection, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus, OutputShare,
-    PartyId, PeerAddress, PublicKey, Usage, WorkProfile, codec,
+    ClientMessage, Connection, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus,
+    OutputShare, PartyId, PeerAddress, PublicKey, Usage, WorkProfile, codec,
 };
 use tokio::task::JoinSet;
 

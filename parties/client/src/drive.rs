@@ -3,10 +3,10 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tercet_model::Decoder;
+use tercet_model::{Decoder, TextStream, Tokenizer, TokenizerError};
 use tercet_net::{
-    ByteChannel, ChannelId, ClientMessage, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed, OutputShare,
-    PartyId, TokenChoice, Usage, codec,
+    ByteChannel, ChannelId, ClientMessage, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
+    OutputShare, PartyId, TokenChoice, Usage, codec,
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
@@ -16,10 +16,11 @@ use crate::client::GRACE;
 use crate::face::Table;
 use crate::generation::SharedUsage;
 use crate::links::{clean, fresh_id};
-use crate::printer::{Printer, tokenizer};
 use crate::sampler::{Sampler, log_probability};
 use crate::stops::{Cut, Stops};
-use crate::{Client, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Score, Token, open, share};
+use crate::{
+    Client, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Score, Token, open, share,
+};
 
 /// A text under way.
 struct Drive {
@@ -33,7 +34,7 @@ struct Drive {
     /// Tokens of both at most.
     limit: usize,
     sampler: Sampler,
-    printer: Printer,
+    readable: TextStream,
     stops: Stops,
     usage: SharedUsage,
     out: UnboundedSender<Result<Token, Error>>,
@@ -66,7 +67,7 @@ impl Client {
             face,
             table,
             sampler: Sampler::new(options.sampling.clone()),
-            printer: Printer::after(&text),
+            readable: TextStream::after(&text),
             stops: Stops::new(options.stop.clone()),
             options: options.clone(),
             started,
@@ -88,11 +89,8 @@ impl Client {
         decoder(&face)?;
         let ids = encode(&face, text)?;
         let table = self.table_of(&face).await?;
-        let public = GenerationOptions {
-            max_positions: ids.len() as u32,
-            choice: TokenChoice::Scores,
-            every_row: true,
-        };
+        let public =
+            GenerationOptions { max_positions: ids.len() as u32, choice: TokenChoice::Scores, every_row: true };
         let mut usage = GenerationUsage { prompt_tokens: ids.len(), ..Default::default() };
         let until = started + deadline;
         let shares = shares(&face, ids.clone(), table.as_ref()).await?;
@@ -179,9 +177,10 @@ impl Drive {
     fn take(&mut self, id: u32, log_probability: Option<f64>) -> Result<Option<Finish>, Error> {
         let elapsed = self.started.elapsed();
         self.text.push(id);
+        let failed = |error: TokenizerError| Error::Misuse(error.to_string());
         let tokenizer = tokenizer(&self.face)?;
         let eos = !self.options.ignore_eos && decoder(&self.face)?.generation.eos.contains(&id);
-        let Cut { mut text, stopped } = self.stops.push(&self.printer.push(tokenizer, id)?);
+        let Cut { mut text, stopped } = self.stops.push(&self.readable.push(tokenizer, id).map_err(failed)?);
         let full = self.text.len() >= self.limit;
         let finish = match (stopped, eos, full) {
             (true, ..) => Some(Finish::Stop),
@@ -192,7 +191,7 @@ impl Drive {
         let mut finish = finish;
         if finish.is_some() && !stopped {
             // What was incomplete stays so, and may still be what to stop at.
-            let cut = self.stops.push(&self.printer.flush(tokenizer)?);
+            let cut = self.stops.push(&std::mem::take(&mut self.readable).finish(tokenizer).map_err(failed)?);
             text += &cut.text;
             if cut.stopped {
                 finish = Some(Finish::Stop);
@@ -234,6 +233,11 @@ pub(crate) fn decoder(face: &ModelFace) -> Result<&Decoder, Error> {
     face.interface().decoder.as_ref().ok_or_else(none)
 }
 
+/// The tokenizer of a model of texts.
+fn tokenizer(face: &ModelFace) -> Result<&Tokenizer, Error> {
+    face.tokenizer().ok_or_else(|| Error::Misuse(format!("model {} has no tokenizer", face.name())))
+}
+
 fn encode(face: &ModelFace, text: &str) -> Result<Zeroizing<Vec<u32>>, Error> {
     let ids = tokenizer(face)?.encode(text, decoder(face)?.context, tercet_model::Truncate::No);
     ids.map(Zeroizing::new).map_err(|error| Error::input(0, error))
@@ -273,7 +277,8 @@ impl Channels {
         let mut messages = Vec::new();
         for (share, noise_seed) in shares.into_iter().zip(noise) {
             let (model, digest) = (face.name().into(), face.digest());
-            let message = ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed, share };
+            let message =
+                ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed, share };
             messages.push(encoded(&message)?);
         }
         usage.sent.iter_mut().zip(&messages).for_each(|(sent, message)| *sent += message.len() as u64);

@@ -67,7 +67,8 @@ impl GenerateOptions {
             return Err(Error::Misuse("an empty text to stop at".into()));
         }
         if self.inside && !self.sampling.is_plain() {
-            let what = "inside the computation tokens are chosen by temperature alone: no top-k, top-p or repetition penalty";
+            let what =
+                "inside the computation tokens are chosen by temperature alone: no top-k, top-p or repetition penalty";
             return Err(Error::Misuse(what.into()));
         }
         Ok(())
@@ -270,7 +271,8 @@ mod tests {
 
     #[test]
     fn time_is_by_further_token() {
-        let usage = |new_tokens| GenerationUsage { new_tokens, further_tokens: Duration::from_secs(6), ..Default::default() };
+        let usage =
+            |new_tokens| GenerationUsage { new_tokens, further_tokens: Duration::from_secs(6), ..Default::default() };
         assert_eq!(usage(4).per_token(), Some(Duration::from_secs(2)));
         assert_eq!((usage(1).per_token(), usage(0).per_token()), (None, None));
     }

@@ -46,7 +46,6 @@ mod links;
 mod open;
 mod options;
 mod prepared;
-mod printer;
 mod sampler;
 mod share;
 mod stops;

@@ -65,7 +65,10 @@ mod tests {
     #[test]
     fn nothing_of_a_stop_is_given_out() {
         assert_eq!(run(&["END"], &["one E", "N", "D two"]), (vec!["one ".into(), "".into(), "".into()], true));
-        assert_eq!(run(&["END"], &["one E", "N", "O", "E"]), (vec!["one ".into(), "".into(), "ENO".into(), "".into(), "E".into()], false));
+        assert_eq!(
+            run(&["END"], &["one E", "N", "O", "E"]),
+            (vec!["one ".into(), "".into(), "ENO".into(), "".into(), "E".into()], false)
+        );
         assert_eq!(run(&["END"], &["END"]), (vec!["".into()], true));
         assert_eq!(run(&[], &["a", "b"]), (vec!["a".into(), "b".into(), "".into()], false));
     }
@@ -91,9 +94,14 @@ mod tests {
         for stop in ["abcd", "cab", "e", "abc", "zz", "ababc"] {
             let expected = text.find(stop).map_or(text, |at| &text[..at]);
             for size in 1..text.len() {
-                let pieces: Vec<&str> = (0..text.len()).step_by(size).map(|at| &text[at..(at + size).min(text.len())]).collect();
+                let pieces: Vec<&str> =
+                    (0..text.len()).step_by(size).map(|at| &text[at..(at + size).min(text.len())]).collect();
                 let (out, stopped) = run(&[stop], &pieces);
-                assert_eq!((out.concat(), stopped), (expected.to_owned(), expected.len() < text.len()), "{stop} by {size}");
+                assert_eq!(
+                    (out.concat(), stopped),
+                    (expected.to_owned(), expected.len() < text.len()),
+                    "{stop} by {size}"
+                );
             }
         }
     }

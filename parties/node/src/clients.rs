@@ -248,7 +248,8 @@ pub(crate) async fn aside<T: Send + 'static>(
         let bytes = model.working_bytes(&shape).map_err(theirs)?;
         if bytes > shared.limits.session_bytes {
             let (needed, room) = (bytes >> 20, shared.limits.session_bytes >> 20);
-            let reason = format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
+            let reason =
+                format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
             return Err(Refusal::new(Fault::Request, reason));
         }
         parse(&shared, &model).map_err(theirs)

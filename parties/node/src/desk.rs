@@ -326,17 +326,12 @@ impl State {
     /// Whether all three have this, as far as the lead knows.
     fn is_everywhere(&self, key: &RequestKey) -> bool {
         let announced = self.elsewhere.get(key);
-        let announced = announced
-            .is_some_and(|parties| LEAD.others().into_iter().all(|party| parties[party.index()]));
+        let announced = announced.is_some_and(|parties| LEAD.others().into_iter().all(|party| parties[party.index()]));
         announced || self.held.get(key).is_some_and(|held| held.work.comes_by_itself())
     }
 
     /// What runs next; else when to look again even if nothing changes.
-    fn take_batch(
-        &mut self,
-        fits: &impl Fn(&Model, &Shape) -> bool,
-        now: Instant,
-    ) -> Result<Taken, Option<Instant>> {
+    fn take_batch(&mut self, fits: &impl Fn(&Model, &Shape) -> bool, now: Instant) -> Result<Taken, Option<Instant>> {
         let ready: Vec<RequestKey> = self.order.iter().filter(|key| self.is_everywhere(key)).copied().collect();
         let names: BTreeSet<Name> = ready.iter().map(|key| key.name).collect();
         let mut again: Option<Instant> = None;

@@ -52,7 +52,6 @@ pub(crate) enum End {
     Refused(Refusal),
 }
 
-
 /// Runs a generation to its end. All that it gives but a refusal has been sent by then.
 pub(crate) async fn run(shared: &Arc<Shared>, opening: Opening, channel: &mut ByteChannel) -> Result<End, NetError> {
     let mut key = opening.key;

@@ -91,9 +91,10 @@ impl Shape {
         if step.layout.sequences.is_empty() {
             return Some("a step of no generation".into());
         }
-        let one = step.layout.sequences.iter().find(|one| {
-            one.rows == 0 || one.past.checked_add(one.rows).is_none_or(|positions| positions > context)
-        })?;
+        let one =
+            step.layout.sequences.iter().find(|one| {
+                one.rows == 0 || one.past.checked_add(one.rows).is_none_or(|positions| positions > context)
+            })?;
         Some(format!("{} rows after {} where {context} positions are possible", one.rows, one.past))
     }
 }
@@ -103,7 +104,12 @@ impl std::fmt::Display for Shape {
         match self {
             Shape::Inputs(Geometry { batch, rows }) => write!(f, "{batch} inputs of {rows} rows"),
             Shape::Step(step) => {
-                write!(f, "{} rows of {} generations", step.layout.sequences.iter().fold(0, |sum: usize, one| sum.saturating_add(one.rows)), self.len())
+                write!(
+                    f,
+                    "{} rows of {} generations",
+                    step.layout.sequences.iter().fold(0, |sum: usize, one| sum.saturating_add(one.rows)),
+                    self.len()
+                )
             }
         }
     }
@@ -151,7 +157,10 @@ mod tests {
             assert!(one(past, 1).exceeds(10).is_some());
         }
         assert!(one(0, 0).exceeds(10).is_some());
-        let nobody = Shape::Step(StepShape { layout: Layout { sequences: Vec::new(), every_row: false }, choice: Choice::Scores });
+        let nobody = Shape::Step(StepShape {
+            layout: Layout { sequences: Vec::new(), every_row: false },
+            choice: Choice::Scores,
+        });
         assert!(nobody.exceeds(10).is_some());
     }
 }

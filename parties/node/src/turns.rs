@@ -108,9 +108,8 @@ impl Turns {
             Some((_, Pace::Gathering { until })) => *until,
             None => return Turn::Now,
         };
-        let missing = self.alive.iter_mut().filter(|(name, (of, stage))| {
-            of == kind && *stage == Stage::Expected && !ready(name)
-        });
+        let missing =
+            self.alive.iter_mut().filter(|(name, (of, stage))| of == kind && *stage == Stage::Expected && !ready(name));
         if now < until {
             return if missing.count() == 0 { Turn::Now } else { Turn::Later(until) };
         }
