@@ -2,6 +2,7 @@
 
 mod primitives {
     mod arithmetic;
+    mod causal;
     mod choice;
     mod nonlinear;
     mod routing;

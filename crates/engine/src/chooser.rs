@@ -128,9 +128,9 @@ pub fn choose(
             chooser.rings.push(match &spec {
                 NodeSpec::Linear(linear) => linear.ring,
                 NodeSpec::Norm(norm) => norm.ring,
-                NodeSpec::Add { ring } | NodeSpec::Gated(GatedSpec { ring, .. }) | NodeSpec::Scale(ScaleSpec { ring, .. }) => {
-                    *ring
-                }
+                NodeSpec::Add { ring }
+                | NodeSpec::Gated(GatedSpec { ring, .. })
+                | NodeSpec::Scale(ScaleSpec { ring, .. }) => *ring,
                 _ => chooser.choice.formats.wide,
             });
             spec
@@ -252,8 +252,8 @@ impl Chooser<'_> {
                 (NodeSpec::Gated(GatedSpec { activation: function, truncate: frac, ring: ring_out }), frac)
             }
             Op::Route { top } => {
-                let seen = stats.attention.as_ref();
-                self.attention(name, seen, 2.0);
+                let spread = stats.route.map_or(0.0, |r| f64::from(r.max_spread).max(f64::from(r.max_score)) * MARGIN);
+                self.scores(name, spread, 2.0);
                 (NodeSpec::Route { top: *top }, frac)
             }
             Op::ScaleBlocks => {
@@ -265,14 +265,18 @@ impl Chooser<'_> {
         }
     }
 
-    /// Takes the scores of an attention into account, whose differences must stay `beside` below what an exponent holds; the
-    /// largest of its values.
+    /// Takes the scores of an attention into account; the largest of its values.
     fn attention(&mut self, name: &str, seen: Option<&AttentionStats>, beside: f64) -> f64 {
         let spread = seen.map_or(0.0, |a| f64::from(a.max_spread).max(f64::from(a.max_score)) * MARGIN);
-        // Twice the spread, where one of the two is padded, must stay within the exponent's range.
+        self.scores(name, spread, beside);
+        seen.map_or(1.0, |a| f64::from(a.max_value) * MARGIN).max(1.0)
+    }
+
+    /// Differences of scores must stay `beside` below half of what an exponent holds: twice the spread, where one of the two is
+    /// padded, is within its range.
+    fn scores(&mut self, name: &str, spread: f64, beside: f64) {
         self.check(name, "the spread of scores", spread, power((EXP_LOG2_RANGE + EXP_TOP_BITS) as i32 - 1) - beside);
         self.spread = self.spread.max(spread);
-        seen.map_or(1.0, |a| f64::from(a.max_value) * MARGIN).max(1.0)
     }
 
     fn check(&mut self, name: &str, what: &'static str, seen: f64, limit: f64) {
@@ -483,4 +487,3 @@ fn fit_activations(graph: &Graph, nodes: &mut [NodeSpec]) {
         }
     }
 }
-

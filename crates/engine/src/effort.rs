@@ -68,9 +68,9 @@ impl Term {
     /// Where the bytes of an operation are counted.
     fn of(op: &Op) -> Term {
         match op {
-            Op::Attention { .. } => Term::AttentionByte,
-            Op::Activation(_) => Term::ActivationByte,
-            Op::LayerNorm { .. } => Term::NormByte,
+            Op::Attention { .. } | Op::CausalAttention { .. } => Term::AttentionByte,
+            Op::Activation(_) | Op::Gated(_) => Term::ActivationByte,
+            Op::LayerNorm { .. } | Op::RmsNorm { .. } => Term::NormByte,
             _ => Term::LinearByte,
         }
     }

@@ -60,4 +60,3 @@ fn erf(x: f64) -> f64 {
     }
     sum * std::f64::consts::FRAC_2_SQRT_PI
 }
-

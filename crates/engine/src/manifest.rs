@@ -12,7 +12,7 @@ use tercet_net::codec;
 
 use crate::numerics::{ModelNumerics, NodeSpec};
 use crate::soundness;
-use crate::walk::walk;
+use crate::walk::{Rows, walk};
 
 /// Longest manifest that is read from outside.
 pub const MANIFEST_LIMIT_BYTES: usize = 64 << 20;
@@ -70,12 +70,18 @@ impl Manifest {
 
     /// What a client must know.
     pub fn interface(&self) -> Result<Interface> {
-        let probe = Geometry { batch: 1, rows: 1.max(self.graph.max_rows().min(2)) };
-        let mut interface = self.numerics.interface(&self.graph, self.output_ring(probe)?);
-        if let (Some(decoder), Some(generation)) = (&mut interface.decoder, &self.generation) {
-            decoder.generation = generation.clone();
+        if let Output::NextToken { .. } = self.graph.output {
+            let Some(NodeSpec::Linear(scores)) = self.numerics.nodes.last() else {
+                return Err(Error::Misuse("a decoder whose last operation is no linear layer".into()));
+            };
+            let mut interface = self.numerics.interface(&self.graph, scores.ring);
+            if let (Some(decoder), Some(generation)) = (&mut interface.decoder, &self.generation) {
+                decoder.generation = generation.clone();
+            }
+            return Ok(interface);
         }
-        Ok(interface)
+        let probe = Geometry { batch: 1, rows: 1.max(self.graph.max_rows().min(2)) };
+        Ok(self.numerics.interface(&self.graph, self.output_ring(probe)?))
     }
 
     /// The embedding table, where it is public.
@@ -95,13 +101,19 @@ impl Manifest {
     pub fn check_base(&self, base: &Manifest, digest: [u8; 32]) -> std::result::Result<(), String> {
         let Some(wanted) = &self.base else { return Err(format!("{} is no adapter", self.name)) };
         if wanted.digest != digest {
-            return Err(format!("{} was made for another model than {}, or for another sharing of it", self.name, base.name));
+            return Err(format!(
+                "{} was made for another model than {}, or for another sharing of it",
+                self.name, base.name
+            ));
         }
         for name in &wanted.tensors {
             let (ours, theirs) = (self.graph.tensor_spec(name), base.graph.tensor_spec(name));
             let formats = (self.numerics.tensors.get(name), base.numerics.tensors.get(name));
             if ours.is_none() || ours != theirs || formats.0 != formats.1 {
-                return Err(format!("{} wants {name} of {} in another shape or format than it has", self.name, base.name));
+                return Err(format!(
+                    "{} wants {name} of {} in another shape or format than it has",
+                    self.name, base.name
+                ));
             }
         }
         Ok(())
@@ -135,7 +147,7 @@ impl Manifest {
     /// The ring of the output.
     pub fn output_ring(&self, geometry: Geometry) -> Result<u32> {
         let mut price = self.price(geometry);
-        let last = walk(&mut price, &self.graph, &self.numerics, geometry, |_, _| ())?;
+        let last = walk(&mut price, &self.graph, &self.numerics, Rows::Inputs(geometry.rows), |_, _| ())?;
         Ok(last.ring)
     }
 
@@ -184,7 +196,7 @@ impl Shapes for Manifest {
         spec.map(|t| (t.rows, t.cols)).ok_or_else(|| Error::Misuse(format!("no tensor {name}")))
     }
 
-    fn is_public(&self, name: &str) -> bool {
-        self.numerics.is_public(name)
+    fn is_public(&self, name: &str) -> Result<bool> {
+        Ok(self.numerics.is_public(name))
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, GatedSpec, InverseSpec, LinearSpec,
-    LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, GatedSpec, InverseSpec,
+    LinearSpec, LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
 use tercet_model::graph::{Graph, Input, Op, Output};
 use tercet_model::{Decoder, Generation, Interface, RowInput};

@@ -9,7 +9,8 @@ use tercet_net::{InputShare, OutputShare, PartyId, Stream};
 use tercet_ring::{Element, Seed, Tensor, dpf, pack, sharing};
 
 use crate::manifest::Manifest;
-use crate::walk::walk;
+use crate::sequence::Place;
+use crate::walk::{Rows, walk};
 
 /// One party's parsed input of one request, in the lanes of the model's wide ring.
 pub enum Parsed {
@@ -27,6 +28,21 @@ pub fn parse(party: PartyId, manifest: &Manifest, interface: &Interface, share: 
         Reader { party, interface, share, geometry }.read().map(Parsed::Narrow)
     } else {
         Reader { party, interface, share, geometry }.read().map(Parsed::Wide)
+    }
+}
+
+/// Parses the next rows of a sequence that a client sent to `party`: rows alone, since there is no padding among them.
+pub fn parse_rows(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
+    let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
+    let context = manifest.graph.max_rows();
+    if geometry.batch != 1 || geometry.rows == 0 || geometry.rows > context {
+        let Geometry { batch, rows } = geometry;
+        return Err(bad(format!("{batch} sequences of {rows} tokens; one of 1 to {context} is due")));
+    }
+    if interface.wide == 32 {
+        Reader { party, interface, share, geometry }.sequence().map(Parsed::Narrow)
+    } else {
+        Reader { party, interface, share, geometry }.sequence().map(Parsed::Wide)
     }
 }
 
@@ -49,19 +65,40 @@ impl Reader<'_> {
         }
         let key_bias = self.masked::<u32>(Stream::KeyBias, &[batch, rows], self.interface.score_ring)?;
         let row_weight = self.masked::<E>(Stream::RowWeight, &[batch, rows], self.interface.wide)?;
-        let input = match self.interface.rows {
+        Ok(Input { rows: self.input_rows(Stream::Rows as usize)?, key_bias, row_weight })
+    }
+
+    /// The rows of a sequence, which nothing is said of beside what they are.
+    fn sequence<E: Element>(&self) -> Result<Input<E>> {
+        let expected = usize::from(self.party != PartyId::P0);
+        if self.share.masked.len() != expected {
+            return Err(bad(format!("{} masked tensors where {expected} are due", self.share.masked.len())));
+        }
+        let nothing = |ring| Masked::public(self.party, ring, Tensor::zeros([0, 0]));
+        let (key_bias, ring) = (Masked::public(self.party, 1, Tensor::zeros([0, 0])), self.interface.wide);
+        Ok(Input { rows: self.input_rows(0)?, key_bias, row_weight: nothing(ring) })
+    }
+
+    /// The rows, whose masked values are the `at`th that came.
+    fn input_rows<E: Element>(&self, at: usize) -> Result<InputRows<E>> {
+        let Geometry { batch, rows } = self.geometry;
+        Ok(match self.interface.rows {
             RowInput::Matrix { width, .. } => {
                 if self.share.keys.iter().any(|k| !k.is_empty()) {
                     return Err(bad("lookup keys, but the rows of this model are shared".into()));
                 }
-                InputRows::Matrix(self.masked::<E>(Stream::Rows, &[batch * rows, width], self.interface.wide)?)
+                InputRows::Matrix(self.masked_at::<E>(at, Stream::Rows, &[batch * rows, width], self.interface.wide)?)
             }
-            RowInput::Lookup { domain_bits, .. } => InputRows::Lookup(self.keys::<E>(domain_bits)?),
-        };
-        Ok(Input { rows: input, key_bias, row_weight })
+            RowInput::Lookup { domain_bits, .. } => InputRows::Lookup(self.keys::<E>(at, domain_bits)?),
+        })
     }
 
     fn masked<E: Element>(&self, stream: Stream, shape: &[usize], ring: u32) -> Result<Masked<E>> {
+        self.masked_at(stream as usize, stream, shape, ring)
+    }
+
+    /// A tensor whose masked values are the `at`th that came.
+    fn masked_at<E: Element>(&self, at: usize, stream: Stream, shape: &[usize], ring: u32) -> Result<Masked<E>> {
         let len = shape.iter().product();
         let number = stream as usize;
         let mask = |seed: &Option<[u8; 32]>, which: &str| {
@@ -70,7 +107,7 @@ impl Reader<'_> {
         };
         let mut m = vec![E::ZERO; len];
         if self.party != PartyId::P0 {
-            let packed = &self.share.masked[number];
+            let packed = &self.share.masked[at];
             pack::unpack(packed, ring, &mut m).map_err(|e| bad(format!("{stream:?}: {e}")))?;
         }
         let planes = match self.party {
@@ -81,7 +118,7 @@ impl Reader<'_> {
         Ok(Masked::new(self.party, ring, planes.map(|plane| Tensor::new(shape, plane))))
     }
 
-    fn keys<E: Element>(&self, domain_bits: u32) -> Result<Keys<E>> {
+    fn keys<E: Element>(&self, at: usize, domain_bits: u32) -> Result<Keys<E>> {
         let count = self.geometry.batch * self.geometry.rows;
         let len = dpf::key_len(domain_bits);
         let keys = |bytes: &[u8], side: Option<dpf::Side>| {
@@ -96,7 +133,7 @@ impl Reader<'_> {
         Ok(Keys {
             value: keys(value, Keys::<E>::value_side(self.party))?,
             mask: keys(mask, Some(Keys::<E>::mask_side(self.party)))?,
-            signs: self.masked::<E>(Stream::Rows, &[count, PAIRS], self.interface.wide)?,
+            signs: self.masked_at::<E>(at, Stream::Rows, &[count, PAIRS], self.interface.wide)?,
         })
     }
 }
@@ -142,7 +179,7 @@ fn execute_in<E: Element, W: Weights>(
     let input = join(inputs).ok_or_else(|| Error::Misuse("a batch of nothing".into()))?;
     let output = {
         let mut suite = HelperSuite::new(session, weights, input, geometry, manifest.numerics.formats);
-        walk(&mut suite, &manifest.graph, &manifest.numerics, geometry, |_, _| ())?
+        walk(&mut suite, &manifest.graph, &manifest.numerics, Rows::Inputs(geometry.rows), |_, _| ())?
     };
     session.finish()?;
     let width = output.planes()[0].width();
@@ -162,33 +199,80 @@ fn join<E: Element>(mut inputs: Vec<Input<E>>) -> Option<Input<E>> {
     if inputs.len() < 2 {
         return inputs.pop();
     }
-    let stack = |parts: &[Masked<E>], width: usize| {
-        let all = Masked::flatten(parts);
-        let rows = all.len() / width.max(1);
-        all.reshape([rows, width])
-    };
     let rows = inputs[0].key_bias.shape()[1];
     let biases: Vec<Masked<u32>> = inputs.iter().map(|i| i.key_bias.clone()).collect();
     let key_bias = Masked::flatten(&biases);
     let batch = key_bias.len() / rows.max(1);
     let weights: Vec<Masked<E>> = inputs.iter().map(|i| i.row_weight.clone()).collect();
     let row_weight = stack(&weights, rows);
-    let (mut value, mut mask, mut signs, mut matrices) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for input in inputs {
-        match input.rows {
+    let rows_of = join_rows(inputs.into_iter().map(|input| input.rows).collect())?;
+    Some(Input { rows: rows_of, key_bias: key_bias.reshape([batch, rows]), row_weight })
+}
+
+/// Rows of several requests, one after the other; none where there is none, or where they are not of one kind.
+pub(crate) fn join_rows<E: Element>(mut inputs: Vec<InputRows<E>>) -> Option<InputRows<E>> {
+    if inputs.len() < 2 {
+        return inputs.pop();
+    }
+    let count = inputs.len();
+    let (mut value, mut mask, mut signs, mut matrices, mut places) = (vec![], vec![], vec![], vec![], vec![]);
+    for rows in inputs {
+        match rows {
             InputRows::Lookup(keys) => {
                 value.extend(keys.value);
                 mask.extend(keys.mask);
                 signs.push(keys.signs);
             }
+            InputRows::Places(place) => places.push(place),
             InputRows::Matrix(matrix) => matrices.push(matrix),
         }
     }
-    let rows_of = if let Some(first) = matrices.first() {
-        let width = first.shape()[1];
-        InputRows::Matrix(stack(&matrices, width))
-    } else {
-        InputRows::Lookup(Keys { value, mask, signs: stack(&signs, PAIRS) })
-    };
-    Some(Input { rows: rows_of, key_bias: key_bias.reshape([batch, rows]), row_weight })
+    if signs.len() == count {
+        return Some(InputRows::Lookup(Keys { value, mask, signs: stack(&signs, PAIRS) }));
+    }
+    if places.len() == count {
+        return Some(InputRows::Places(stack(&places, 1)));
+    }
+    let width = matrices.first().filter(|_| matrices.len() == count)?.shape()[1];
+    Some(InputRows::Matrix(stack(&matrices, width)))
 }
+
+fn stack<E: Element>(parts: &[Masked<E>], width: usize) -> Masked<E> {
+    let all = Masked::flatten(parts);
+    let rows = all.len() / width.max(1);
+    all.reshape([rows, width])
+}
+
+/// The lanes of a model's wide ring.
+pub(crate) trait Lanes: Element {
+    /// The rows of an input in these lanes.
+    fn rows(parsed: Parsed) -> Result<InputRows<Self>>;
+    /// A chosen token in these lanes.
+    fn place(place: Place) -> Result<Masked<Self>>;
+    /// A token that was chosen in these lanes.
+    fn chosen(place: Masked<Self>) -> Place;
+}
+
+macro_rules! lanes {
+    ($lane:ty, $variant:ident) => {
+        impl Lanes for $lane {
+            fn rows(parsed: Parsed) -> Result<InputRows<Self>> {
+                match parsed {
+                    Parsed::$variant(input) => Ok(input.rows),
+                    _ => Err(bad("lanes of another model".into())),
+                }
+            }
+            fn place(place: Place) -> Result<Masked<Self>> {
+                match place {
+                    Place::$variant(place) => Ok(place),
+                    _ => Err(bad("lanes of another model".into())),
+                }
+            }
+            fn chosen(place: Masked<Self>) -> Place {
+                Place::$variant(place)
+            }
+        }
+    };
+}
+lanes!(u32, Narrow);
+lanes!(u64, Wide);

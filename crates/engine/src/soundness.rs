@@ -3,8 +3,8 @@
 
 use tercet_core::fit::{Segments, Series};
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, BoundSpec, EXP_LOG2_RANGE, EXP_TOP_BITS, GateSpec, GatedSpec, InverseSpec, LinearSpec,
-    NormSpec, Numerics, ScaleSpec,
+    ActivationSpec, AttentionSpec, BoundSpec, EXP_LOG2_RANGE, EXP_TOP_BITS, GateSpec, GatedSpec, InverseSpec,
+    LinearSpec, NormSpec, Numerics, ScaleSpec,
 };
 use tercet_model::graph::Graph;
 
@@ -18,7 +18,8 @@ const PIECES: usize = 1 << 12;
 /// The first node whose numbers do not hold, by its name.
 pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<&'a str> {
     let frac = numerics.formats.frac;
-    let scores = (frac + EXP_LOG2_RANGE + 1..=(1 + frac + EXP_LOG2_RANGE + EXP_TOP_BITS).min(32)).contains(&numerics.score_ring);
+    let scores =
+        (frac + EXP_LOG2_RANGE + 1..=(1 + frac + EXP_LOG2_RANGE + EXP_TOP_BITS).min(32)).contains(&numerics.score_ring);
     let sound = |spec: &NodeSpec| match spec {
         NodeSpec::Lookup(spec) => spec.frac < numerics.formats.wide,
         NodeSpec::Linear(spec) => linear(spec, numerics.formats),
@@ -57,21 +58,27 @@ fn linear(spec: &LinearSpec, formats: Numerics) -> bool {
     within(spec.ring, spec.truncate, formats.wide) && spec.weight_frac < formats.wide
 }
 
-fn segments(Segments { edges, lines }: &Segments) -> bool {
+fn segments(Segments { edges, lines, .. }: &Segments) -> bool {
     edges.len() < PIECES && lines.len() == edges.len() + 1 && edges.is_sorted()
 }
 
 fn inverse(spec: &InverseSpec) -> bool {
     let InverseSpec { low, high, ring, truncate, ring_out, frac_out, .. } = *spec;
-    low < high && high < LANE - 2 && within(ring_out, truncate, LANE) && ring == ring_out + truncate && frac_out < LANE
+    low < high
+        && high < LANE - 2
+        && within(ring_out, truncate, LANE)
+        && ring == ring_out + truncate
+        && frac_out < LANE
         && segments(&spec.segments)
 }
 
 fn norm(spec: &NormSpec) -> bool {
     let NormSpec { extended, shift, scaled_truncate, scaled_ring, square_shift, v_shift, truncate, ring, .. } = *spec;
     let least = [shift, scaled_truncate, scaled_ring].iter().try_fold(0u32, |sum, &bits| sum.checked_add(bits));
-    let rings = (2..=LANE).contains(&extended) && least.is_some_and(|least| least <= extended) && square_shift + 2 <= extended;
-    rings && v_shift.is_multiple_of(2)
+    let rings =
+        (2..=LANE).contains(&extended) && least.is_some_and(|least| least <= extended) && square_shift + 2 <= extended;
+    rings
+        && v_shift.is_multiple_of(2)
         && v_shift + 2 < spec.square_ring()
         && within(ring, truncate, LANE)
         && (2..ring + truncate).contains(&scaled_ring)
@@ -84,7 +91,8 @@ fn norm(spec: &NormSpec) -> bool {
 fn attention(spec: &AttentionSpec, frac: u32) -> bool {
     let product = spec.exp_ring + spec.exp_guard.0 + spec.exp_guard.1;
     let values = spec.value_ring <= LANE && spec.exp_ring <= spec.value_ring && spec.exp_frac < spec.exp_ring;
-    values && product <= LANE + spec.exp_frac
+    values
+        && product <= LANE + spec.exp_frac
         && spec.score_ring + frac <= LANE
         && spec.normalize_ring <= LANE
         && spec.ring < spec.normalize_ring
@@ -94,7 +102,10 @@ fn attention(spec: &AttentionSpec, frac: u32) -> bool {
 }
 
 fn bound(spec: &BoundSpec) -> bool {
-    spec.lowest.unsigned_abs() < 1 << 20 && spec.step.is_power_of_two() && spec.step <= 4 && (1..=PIECES as u32).contains(&spec.steps)
+    spec.lowest.unsigned_abs() < 1 << 20
+        && spec.step.is_power_of_two()
+        && spec.step <= 4
+        && (1..=PIECES as u32).contains(&spec.steps)
 }
 
 fn activation(spec: &ActivationSpec, formats: Numerics) -> bool {
@@ -108,7 +119,11 @@ fn gate(spec: &GateSpec, frac: u32) -> bool {
     let GateSpec { edge, compare_ring, dealt_frac, public_frac, body_ring, ring, .. } = *spec;
     let fracs = (1..31).contains(&dealt_frac) && (1..31).contains(&public_frac) && dealt_frac + public_frac >= frac;
     let rings = (4..=LANE).contains(&body_ring) && (4..=LANE).contains(&ring) && (4..=32).contains(&compare_ring);
-    fracs && rings && (1..1 << 10).contains(&edge) && body_ring + dealt_frac + public_frac - frac <= LANE && series(&spec.series)
+    fracs
+        && rings
+        && (1..1 << 10).contains(&edge)
+        && body_ring + dealt_frac + public_frac - frac <= LANE
+        && series(&spec.series)
 }
 
 fn series(spec: &Series) -> bool {

@@ -1,18 +1,18 @@
 //! Walking a graph on a suite: the same walk runs the protocol, its plaintext twin, and the price list.
 
 use tercet_core::spec::{ActivationSpec, CausalHeads};
-use tercet_core::{Error, Geometry, Result, Suite};
+use tercet_core::{Error, Result, Suite};
 use tercet_model::graph::{Graph, Op};
 
 use crate::numerics::{ModelNumerics, NodeSpec};
 
-/// Runs `graph` on `suite`, which has `geometry` rows an input (a decoder's rows are its layout's), and returns the last value. `seen` is called with every value as it is made (0 is the result of
+/// Runs `graph` on `suite` and returns the last value. `seen` is called with every value as it is made (0 is the result of
 /// node 0), which is what a comparison layer by layer needs.
 pub fn walk<S: Suite>(
     suite: &mut S,
     graph: &Graph,
     numerics: &ModelNumerics,
-    geometry: Geometry,
+    rows: Rows,
     mut seen: impl FnMut(usize, &S::Tensor),
 ) -> Result<S::Tensor> {
     let last_use = last_uses(graph);
@@ -20,7 +20,7 @@ pub fn walk<S: Suite>(
     let mut layer = 0;
     for (index, (node, spec)) in graph.nodes.iter().zip(&numerics.nodes).enumerate() {
         suite.set_label(&node.name);
-        let place = Place { graph, numerics, geometry, layer };
+        let place = Place { graph, numerics, rows, layer };
         let made = step(suite, &node.op, spec, place, &node.inputs, &mut values)?;
         layer += usize::from(matches!(node.op, Op::CausalAttention { .. }));
         seen(index, &made.tensor);
@@ -32,6 +32,22 @@ pub fn walk<S: Suite>(
         values.push(Some(made));
     }
     values.pop().flatten().map(|v| v.tensor).ok_or_else(|| Error::Misuse("the graph has no node".into()))
+}
+
+/// The rows that a walk begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// So many in each input.
+    Inputs(usize),
+    /// Those of a decoder's step, which the suite knows.
+    Step,
+}
+
+/// The heads of a causal attention, as suites take them.
+pub(crate) fn causal_heads(op: &Op) -> Option<CausalHeads> {
+    let Op::CausalAttention { heads, kv_heads, rotary, reach } = op else { return None };
+    let (window, global) = (reach.window, reach.global);
+    Some(CausalHeads { heads: *heads, kv_heads: *kv_heads, rotary: rotary.clone(), window, global })
 }
 
 /// A value on the way.
@@ -48,7 +64,7 @@ struct Value<T> {
 struct Place<'a> {
     graph: &'a Graph,
     numerics: &'a ModelNumerics,
-    geometry: Geometry,
+    rows: Rows,
     /// Causal attentions before it.
     layer: usize,
 }
@@ -57,17 +73,18 @@ fn step<S: Suite>(
     suite: &mut S,
     op: &Op,
     spec: &NodeSpec,
-    Place { graph, numerics, geometry, layer }: Place<'_>,
+    Place { graph, numerics, rows, layer }: Place<'_>,
     inputs: &[usize],
     values: &mut [Option<Value<S::Tensor>>],
 ) -> Result<Value<S::Tensor>> {
     let wide = numerics.formats.wide;
+    let rows = if let Rows::Inputs(rows) = rows { rows } else { 0 };
     if let (Op::Lookup { table }, NodeSpec::Lookup(spec)) = (op, spec) {
-        return Ok(Value { tensor: suite.lookup(table, spec)?, ring: wide, rows: geometry.rows });
+        return Ok(Value { tensor: suite.lookup(table, spec)?, ring: wide, rows });
     }
     let first = inputs.first().copied().unwrap_or(0);
     if first == 0 && values[0].is_none() {
-        values[0] = Some(Value { tensor: suite.input()?, ring: wide, rows: geometry.rows });
+        values[0] = Some(Value { tensor: suite.input()?, ring: wide, rows });
     }
     let keeps = |x: &Value<S::Tensor>, tensor: S::Tensor, ring: u32| Value { tensor, ring, rows: x.rows };
     Ok(match (op, spec) {
@@ -83,16 +100,10 @@ fn step<S: Suite>(
             let x = present(values, first)?;
             keeps(&x, suite.rms_norm(&x.tensor, gain, spec)?, spec.ring)
         }
-        (Op::CausalAttention { heads, kv_heads, rotary, reach }, NodeSpec::Causal { max_value, bound }) => {
+        (Op::CausalAttention { .. }, NodeSpec::Causal { max_value, bound }) => {
             let x = present(values, first)?;
             let spec = numerics.causal(graph.max_rows(), *max_value, *bound);
-            let heads = CausalHeads {
-                heads: *heads,
-                kv_heads: *kv_heads,
-                rotary: rotary.clone(),
-                window: reach.window,
-                global: reach.global,
-            };
+            let heads = causal_heads(op).ok_or_else(|| Error::Misuse("no causal attention".into()))?;
             keeps(&x, suite.causal_attention(&x.tensor, layer, &heads, &spec)?, spec.attention.ring)
         }
         (Op::Gated(_), NodeSpec::Gated(spec)) => {

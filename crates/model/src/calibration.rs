@@ -317,6 +317,33 @@ mod tests {
     }
 
     #[test]
+    fn decoders_get_few_and_long_texts() {
+        for fixture in ["gpt2", "llama", "mixtral"] {
+            let model = model(fixture);
+            let inputs = calibration_inputs(&model);
+            let lengths: Vec<usize> = inputs
+                .iter()
+                .map(|input| match input {
+                    OracleInput::Tokens(ids) => {
+                        assert!(ids.iter().all(|id| (*id as usize) < model.graph.width(0)));
+                        ids.len()
+                    }
+                    OracleInput::Patches(_) => panic!("the model takes texts"),
+                })
+                .collect();
+            assert_eq!((lengths.iter().min(), lengths.iter().max()), (Some(&1), Some(&320)), "{fixture}");
+            assert!((2000..4000).contains(&lengths.iter().sum::<usize>()), "{lengths:?}");
+            let ranges = calibrate(&model, &inputs).unwrap();
+            assert_eq!(ranges.nodes.len(), model.graph.nodes.len());
+            let attention = ranges.node("layer1/attention").unwrap().attention.unwrap();
+            assert!(attention.row_sum.min >= 1.0 && attention.row_sum.max > 2.0);
+            assert!(attention.row_max.min < attention.row_max.max);
+            let json = serde_json::to_string(&ranges).unwrap();
+            assert_eq!(serde_json::from_str::<Ranges>(&json).unwrap(), ranges);
+        }
+    }
+
+    #[test]
     fn images_reach_from_black_to_white() {
         let model = model("vit_classifier");
         let inputs = calibration_inputs(&model);

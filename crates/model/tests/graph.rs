@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tercet_model::graph::{Activation, Graph, Input, Node, Op, Output, TensorSpec};
+use tercet_model::graph::{Activation, Graph, Input, Node, Op, Output, Reach, TensorSpec};
 use tercet_model::{GraphError, Model};
 
 fn load(fixture: &str) -> Graph {
@@ -157,6 +157,152 @@ fn images() {
     }
 }
 
+fn op<'a>(graph: &'a mut Graph, name: &str) -> &'a mut Op {
+    let at = at(graph, name);
+    &mut graph.nodes[at].op
+}
+
+/// The message for a graph in which one operation is another.
+fn instead(fixture: &str, name: &str, other: Op) -> String {
+    spoilt(fixture, |g| *op(g, name) = other).to_string()
+}
+
+#[test]
+fn causal_attention() {
+    let with = |change: fn(&mut usize, &mut usize, &mut Option<Vec<f64>>, &mut Reach)| {
+        let error = spoilt("llama", |g| {
+            let Op::CausalAttention { heads, kv_heads, rotary, reach } = op(g, "layer1/attention") else { panic!() };
+            change(heads, kv_heads, rotary, reach);
+        });
+        assert!(matches!(&error, GraphError::Node { name, .. } if name == "layer1/attention"), "{error}");
+        error.to_string()
+    };
+    assert!(with(|heads, _, _, _| *heads = 0).contains("0 heads"));
+    assert!(with(|heads, _, _, _| *heads = 3).contains("cannot share"));
+    assert!(with(|_, kv_heads, _, _| *kv_heads = 0).contains("cannot share"));
+    assert!(with(|heads, kv_heads, _, _| (*heads, *kv_heads) = (3, 3)).contains("width 64"));
+    assert!(with(|heads, kv_heads, _, _| (*heads, *kv_heads) = (usize::MAX, usize::MAX)).contains("width 64"));
+    assert!(with(|heads, kv_heads, _, _| (*heads, *kv_heads) = (2, 1)).contains("4 rotary frequencies"));
+    assert!(with(|_, _, rotary, _| rotary.as_mut().unwrap().truncate(3)).contains("3 rotary frequencies"));
+    assert!(with(|_, _, rotary, _| rotary.as_mut().unwrap()[2] = f64::INFINITY).contains("not finite"));
+    assert!(with(|_, _, _, reach| reach.window = Some(0)).contains("window"));
+    assert!(with(|_, _, _, reach| reach.window = Some(usize::MAX)).contains("window"));
+    assert!(with(|_, _, _, reach| reach.global = usize::MAX).contains("global"));
+}
+
+#[test]
+fn experts() {
+    assert!(instead("mixtral", "layer0/ffn/route", Op::Route { top: 0 }).contains("0 of 4"));
+    assert!(instead("mixtral", "layer0/ffn/route", Op::Route { top: 5 }).contains("5 of 4"));
+    let error = spoilt("mixtral", |g| {
+        let (route, norm) = (at(g, "layer0/ffn/route"), at(g, "layer0/ffn/norm") + 1);
+        g.nodes[route].inputs[0] = norm;
+    });
+    assert!(error.to_string().contains("no node reads its result"), "{error}");
+    let error = spoilt("mixtral", |g| {
+        let weighed = at(g, "layer0/ffn/weighed");
+        let up = at(g, "layer0/ffn/up") + 1;
+        g.nodes[weighed].inputs[1] = up;
+    });
+    assert!(error.to_string().contains("one block for each of 192"), "{error}");
+    let error = spoilt("mixtral", |g| {
+        let weighed = at(g, "layer0/ffn/weighed");
+        g.nodes[weighed].inputs.pop();
+    });
+    assert!(error.to_string().contains("reads 1 values instead of 2"), "{error}");
+}
+
+#[test]
+fn widths_of_gates_and_norms() {
+    let odd = spoilt("llama", |g| {
+        let spec = g.tensors.iter().position(|spec| spec.name == "layer0/ffn/up/weight").unwrap();
+        g.tensors[spec].cols = 95;
+    });
+    assert!(odd.to_string().contains("width 95 has no two halves"), "{odd}");
+    let eps = |eps: f64| {
+        spoilt("llama", |g| {
+            let Op::RmsNorm { eps: own, .. } = op(g, "head/norm") else { panic!("an RMSNorm") };
+            *own = eps;
+        })
+    };
+    assert!([0.0, -1.0, 1.0, f64::NAN].into_iter().all(|value| eps(value).to_string().contains("eps")));
+    let gain = spoilt("llama", |g| {
+        let spec = g.tensors.iter().position(|spec| spec.name == "head/norm/gain").unwrap();
+        g.tensors[spec].cols = 31;
+    });
+    assert!(gain.to_string().contains("not [1, 32]"), "{gain}");
+    let bias = spoilt("gpt2", |g| {
+        let spec = g.tensors.iter().position(|spec| spec.name == "layer1/ffn/up/bias").unwrap();
+        g.tensors[spec].cols -= 1;
+    });
+    assert!(bias.to_string().contains("not [1, 128]"), "{bias}");
+    let positions = spoilt("gpt2", |g| g.input = Input::Tokens { vocab: 288, max_tokens: 321 });
+    assert!(positions.to_string().contains("not [>= 321, 32]"), "{positions}");
+}
+
+#[test]
+fn encoders_and_decoders_do_not_mix() {
+    let foreign = "no place in a graph whose output is a next token";
+    assert!(instead("gpt2", "layer0/attention", Op::Attention { heads: 4 }).contains(foreign));
+    assert!(instead("gpt2", "head/last", Op::FirstRow).contains(foreign));
+    assert!(instead("gpt2", "head/last", Op::MeanRows).contains(foreign));
+    let rows = "embeddings/positions/rows".to_string();
+    assert!(instead("gpt2", "embeddings/positions", Op::AddRows { rows: rows.clone() }).contains(foreign));
+    assert!(instead("gpt2", "embeddings/positions", Op::PrependRow { row: rows.clone() }).contains(foreign));
+    let only = "a place only in a graph whose output is a next token";
+    let causal = Op::CausalAttention { heads: 4, kv_heads: 4, rotary: None, reach: Reach::default() };
+    assert!(instead("bert_encoder", "layer0/attention", causal).contains(only));
+    assert!(instead("bert_encoder", "embeddings/positions", Op::AddPositions { rows }).contains(only));
+    assert!(instead("bert_encoder", "pool/mean", Op::LastRow).contains(only));
+    let error = spoilt("vit_classifier", |g| g.output = Output::NextToken { vocab: 3 });
+    assert!(error.to_string().contains(foreign), "{error}");
+}
+
+#[test]
+fn next_tokens() {
+    let error = spoilt("llama", |g| g.output = Output::NextToken { vocab: 299 });
+    assert!(error.to_string().contains("which the input does not take"), "{error}");
+    let error = spoilt("llama", |g| {
+        let (last, scores) = (at(g, "head/last"), at(g, "head/scores"));
+        g.nodes[scores].inputs[0] = last + 1;
+        g.nodes.remove(last + 1);
+        g.nodes.last_mut().unwrap().inputs[0] = last;
+        g.nodes.remove(last);
+        g.tensors.retain(|spec| spec.name != "head/norm/gain");
+    });
+    assert!(matches!(&error, GraphError::Output { what } if what.contains("rows of the input")), "{error}");
+    let error = spoilt("llama", |g| {
+        let (scores, relu) = (g.nodes.len(), Op::Activation(Activation::Relu));
+        g.nodes.push(Node { name: "head/again".into(), op: relu, inputs: vec![scores] });
+    });
+    assert!(matches!(&error, GraphError::Output { what } if what.contains("linear layer")), "{error}");
+    let error = spoilt("llama", |g| {
+        let spec = g.tensors.iter().position(|spec| spec.name == "head/scores/weight").unwrap();
+        g.tensors[spec].cols = 64;
+    });
+    assert!(matches!(&error, GraphError::Output { what } if what.contains("width 64")), "{error}");
+}
+
+#[test]
+fn shapes_inside_decoders() {
+    let mut graph = load("mixtral");
+    for (name, width) in [
+        ("layer0/attention/qkv", 64),
+        ("layer0/attention", 32),
+        ("layer1/ffn/router", 4),
+        ("layer1/ffn/route", 4),
+        ("layer1/ffn/up", 192),
+        ("layer1/ffn/gated", 96),
+        ("layer1/ffn/weighed", 96),
+        ("layer1/ffn/down", 32),
+    ] {
+        let value = at(&mut graph, name) + 1;
+        assert_eq!(graph.shape(value, 7), (7, width), "{name}");
+    }
+    let value = at(&mut graph, "head/norm") + 1;
+    assert_eq!((graph.shape(value, 7), graph.shape(value + 1, 7)), ((1, 32), (1, 300)));
+}
+
 type Change = fn(&mut usize, &mut usize, &mut usize, &mut Vec<f32>, &mut Vec<f32>);
 
 fn set(graph: &mut Graph, change: Change) {
@@ -167,7 +313,7 @@ fn set(graph: &mut Graph, change: Change) {
 /// Replaces single leaves of the serialised graph by hostile ones; what still parses must be checked without a panic.
 #[test]
 fn no_leaf_makes_the_check_panic() {
-    for fixture in ["bert_encoder", "vit_classifier"] {
+    for fixture in ["bert_encoder", "vit_classifier", "gpt2", "mixtral"] {
         let whole = serde_json::to_value(load(fixture)).unwrap();
         let mut refused = 0;
         for number in [0, 1, 2, 7, 1 << 20, 1 << 33, i64::MAX as u64, u64::MAX] {
@@ -181,6 +327,9 @@ fn no_leaf_makes_the_check_panic() {
                 for value in [0, 1, graph.nodes.len(), usize::MAX] {
                     graph.shape(value, usize::MAX);
                 }
+                graph.attentions();
+                let reach = Reach { window: Some(leaf), global: leaf };
+                graph.clone().with_context(leaf).with_reach(reach);
                 graph.max_rows();
             }
         }

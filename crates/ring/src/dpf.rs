@@ -11,7 +11,9 @@
 //!
 //! Sums over the positions of either key's bits differ by the value at the index, up to a *sign*: which of the two keys has
 //! the 1 there. It is as secret as the index (a party that knew it would know its own bit at the index), a fair coin
-//! whatever the index, and [`generate`] tells it to whoever made the keys.
+//! whatever the index, and [`generate`] tells it to whoever made the keys. Vectors over a ring ([`unit`]) have none.
+
+pub mod unit;
 
 use std::sync::OnceLock;
 
@@ -109,16 +111,27 @@ pub fn key_len(domain_bits: u32) -> usize {
 /// # Panics
 /// Where the index lies outside the domain, or the domain is wider than 40 bits.
 pub fn generate(seed: &Seed, domain_bits: u32, index: usize) -> Pair {
-    assert!(domain_bits <= MAX_DOMAIN_BITS, "a domain of {domain_bits} bits");
-    assert!(index >> domain_bits == 0, "the index lies outside the domain");
     let mut words = [0u64; 4];
     Prg::new(seed).fill(0, 0, &mut words);
     // The control bits of the two roots differ: on the path to the index they always will.
     let roots = [joined([words[0], words[1]]) & !1, joined([words[2], words[3]]) | 1];
     words.zeroize();
+    let (levels, nodes) = descend(roots, domain_bits, depth(domain_bits), index);
+    let values = nodes.map(|s| Ciphers::get().value(s));
+    let last = values[0] ^ values[1] ^ one_hot(index);
+    let leaf = values[0] ^ (control(nodes[0]) & last);
+    let sign = 2 * bit_at(leaf, index) - 1;
+    let key = |root| Key { domain_bits, root, levels: levels.clone(), last };
+    Pair { first: key(roots[0]), second: key(roots[1]), sign }
+}
+
+/// The corrections of the upper `levels` of the tree, and both parties' nodes below them on the path to the index.
+fn descend(roots: [u128; 2], domain_bits: u32, levels: u32, index: usize) -> (Vec<Correction>, [u128; 2]) {
+    assert!(domain_bits <= MAX_DOMAIN_BITS, "a domain of {domain_bits} bits");
+    assert!(index >> domain_bits == 0, "the index lies outside the domain");
     let ciphers = Ciphers::get();
     let mut nodes = roots;
-    let levels: Vec<Correction> = (0..depth(domain_bits))
+    let corrections = (0..levels)
         .map(|level| {
             let bit = (index >> (domain_bits - 1 - level)) as u128 & 1;
             let [x, y] = nodes.map(|s| ciphers.children(s));
@@ -134,12 +147,7 @@ pub fn generate(seed: &Seed, domain_bits: u32, index: usize) -> Pair {
             correction
         })
         .collect();
-    let values = nodes.map(|s| ciphers.value(s));
-    let last = values[0] ^ values[1] ^ one_hot(index);
-    let leaf = values[0] ^ (control(nodes[0]) & last);
-    let sign = 2 * bit_at(leaf, index) - 1;
-    let key = |root| Key { domain_bits, root, levels: levels.clone(), last };
-    Pair { first: key(roots[0]), second: key(roots[1]), sign }
+    (corrections, nodes)
 }
 
 impl Key {

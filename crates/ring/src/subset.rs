@@ -180,7 +180,8 @@ mod tests {
     #[test]
     fn sums_of_a_table_that_is_made_on_the_way_are_the_same() {
         for threads in [1, 3] {
-            for [count, rows, width] in [[1usize, 1usize, 1usize], [2, 63, 5], [3, 64, 7], [1, 65, 800], [2, 1_000, 300], [4, 130, 1]]
+            for [count, rows, width] in
+                [[1usize, 1usize, 1usize], [2, 63, 5], [3, 64, 7], [1, 65, 800], [2, 1_000, 300], [4, 130, 1]]
             {
                 let table: Vec<u32> = (0..rows * width).map(|i| (i as u32).wrapping_mul(2_654_435_761)).collect();
                 let subsets: Vec<u64> = (0..count * rows.div_ceil(64))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tempfile::TempDir;
 use tercet_core::{Error, Geometry, Result, Session};
+use tercet_engine::Rows as WalkRows;
 use tercet_engine::{Manifest, ModelNumerics, ModelShare, Parsed, SplitError, execute, parse, split, walk};
 use tercet_helper::Masked;
 use tercet_helper::suite::{HelperSuite, Input};
@@ -152,7 +153,7 @@ impl Encoder {
         let (geometry, input) = (request.geometry(), self.plain_input(request));
         let mut suite = PlainSuite::new(&self.encoded, input, geometry, numerics.formats)?;
         let mut values = Vec::new();
-        walk(&mut suite, graph, numerics, geometry, |_, value| values.push(value.clone()))?;
+        walk(&mut suite, graph, numerics, WalkRows::Inputs(geometry.rows), |_, value| values.push(value.clone()))?;
         Ok(values)
     }
 
@@ -388,6 +389,7 @@ fn traced<E: Element>(
     let Manifest { graph, numerics, .. } = share.manifest();
     let mut suite = HelperSuite::new(s, share, input, geometry, numerics.formats);
     let mut values = Vec::new();
-    walk(&mut suite, graph, numerics, geometry, |_, value| values.push(value.low::<u64>(value.ring())))?;
+    let rows = WalkRows::Inputs(geometry.rows);
+    walk(&mut suite, graph, numerics, rows, |_, value| values.push(value.low::<u64>(value.ring())))?;
     Ok(values)
 }

@@ -145,14 +145,15 @@ impl Shared {
             reason: "its part of the request did not come, or the client left it".into(),
             missing,
         })?;
-        let inputs: usize = requests.iter().map(|held| held.work.shape.len()).sum();
+        let shapes = requests.iter().map(|held| Some(held.work.shape.clone()));
+        let all = shapes.reduce(|sum, more| sum?.with(&more?)).flatten();
         let odd: Vec<RequestKey> = requests
             .iter()
             .enumerate()
             .filter(|(place, held)| !plan.shape.has(*place, &held.work.shape) || !Arc::ptr_eq(&held.work.model, &model))
             .map(|(_, held)| held.key())
             .collect();
-        if !odd.is_empty() || requests.len() != plan.requests.len() || inputs != plan.shape.len() {
+        if !odd.is_empty() || requests.len() != plan.requests.len() || all.as_ref() != Some(&plan.shape) {
             self.desk.put_back(requests);
             let reason = "the shapes of its parts are not those of the plan: the client sent parts that do not match";
             return Err(Refusal { fault: Fault::Request, reason: reason.into(), missing: odd });
@@ -210,8 +211,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use tercet_core::{Extent, Geometry};
-    use tercet_engine::{Choice, Profile, choose, split};
+    use tercet_core::{Extent, Geometry, Layout};
+    use tercet_engine::{Profile, StepShape, choose, split};
     use tercet_examples::digits;
     use tercet_model::{Model, calibrate, calibration_inputs};
     use tercet_net::{
@@ -311,7 +312,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_lead_that_lies_is_refused_and_loses_nobodys_request() {
         let scene = scene().await;
-        let step = |past| Shape::step(Extent { past, rows: 1 }, false, Choice::Scores);
+        let step = |past| {
+            let layout = Layout { sequences: vec![Extent { past, rows: 1 }], every_row: false };
+            Shape::Step(StepShape { layout, ..Shape::prompt(1) })
+        };
         type Lie<'a> = (&'static str, Box<dyn Fn(&mut BatchPlan) + 'a>);
         let lies: [Lie<'_>; 10] = [
             ("another model", Box::new(|plan| plan.model = "other".into())),

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tercet_core::Extent;
-use tercet_engine::{Choice, Member, Noise, Sequence, StepInput, cache_bytes, parse_rows};
+use tercet_core::{Extent, Layout};
+use tercet_engine::{Choice, Member, Noise, Sequence, StepInput, StepShape, cache_bytes, parse_rows};
 use tercet_net::{
     ByteChannel, ByteReceiver, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
     PartyId, TokenChoice, codec,
@@ -132,7 +132,7 @@ impl<'a> Generation<'a> {
             let asked = format!("room for {positions} tokens is asked for");
             return Err(theirs(format!("{asked}: the prompt has {rows}, and the model takes at most {context}")));
         }
-        let noise = noise(shared.me, &options, noise_seed)?;
+        let noise = noise(shared.me, &options, noise_seed, model.hottest())?;
         let manifest = model.share.manifest();
         let bytes = cache_bytes(manifest, shared.me, positions);
         let room = shared.cache.reserve(bytes).map_err(|free| {
@@ -144,11 +144,12 @@ impl<'a> Generation<'a> {
             );
             Refusal::new(Fault::Busy, reason)
         })?;
-        let kind = Kind { model: model.name().into(), choice: choice(&options) };
+        let reentry = matches!(options.choice, TokenChoice::Token { reenter: true, .. });
+        let kind = Kind { model: model.name().into(), choice: choice(&options), reentry };
         let alive = shared.desk.join(key.name, kind)?;
         let until = Instant::now() + deadline;
         let sequence = Sequence::new(manifest, shared.me).map_err(|error| theirs(error.to_string()))?;
-        let shape = Shape::step(Extent { past: 0, rows }, options.every_row, choice(&options));
+        let shape = Shape::Step(self::shape(Extent { past: 0, rows }, &options, false));
         let parsed = aside(shared, &model, &shape, move |shared, model| {
             parse_rows(shared.me, model.share.manifest(), &model.interface, &share)
         });
@@ -176,9 +177,8 @@ impl<'a> Generation<'a> {
     /// Has a step wait for its session.
     async fn hold(&self, key: RequestKey, step: Step) -> Result<oneshot::Receiver<Answer>, Refusal> {
         let (Pages { sequence, room }, input, rows) = step;
-        let past = sequence.len();
-        let shape = Shape::step(Extent { past, rows }, self.options.every_row && past == 0, choice(&self.options));
         let by_itself = matches!(input, StepInput::Chosen);
+        let shape = Shape::Step(self::shape(Extent { past: sequence.len(), rows }, &self.options, by_itself));
         let noise = self.noise.as_ref().map(|(temperature, seed)| Noise {
             temperature: *temperature,
             seed: seed.as_ref().map(|seed| seed.derive(NOISE_LABEL, &key.step.to_le_bytes())),
@@ -266,13 +266,26 @@ fn choice(options: &GenerationOptions) -> Choice {
     }
 }
 
+/// The shape of a step of one generation.
+fn shape(extent: Extent, options: &GenerationOptions, reentry: bool) -> StepShape {
+    let every_row = options.every_row && extent.past == 0;
+    StepShape {
+        layout: Layout { sequences: vec![extent], every_row },
+        choice: choice(options),
+        reentry,
+        noisy: matches!(options.choice, TokenChoice::Token { temperature: Some(_), .. }),
+    }
+}
+
 /// How noisy choices are, and where the noise grows from at P0; none where there is none.
 fn noise(
     me: PartyId,
     options: &GenerationOptions,
     seed: Option<NoiseSeed>,
+    hottest: f64,
 ) -> Result<Option<(f64, Option<Seed>)>, Refusal> {
     let theirs = |reason: &str| Err(Refusal::new(Fault::Request, reason));
+    let unfit = |temperature: f64| !(temperature > 0.0 && temperature < hottest);
     let temperature = match options.choice {
         TokenChoice::Token { temperature, .. } => temperature,
         TokenChoice::Scores => None,
@@ -283,8 +296,8 @@ fn noise(
     match (temperature, seed, me) {
         (None, None, _) => Ok(None),
         (None, Some(_), _) => theirs("a seed of noise for choices without any"),
-        (Some(temperature), ..) if !(temperature.is_finite() && temperature > 0.0) => {
-            theirs("a temperature that is not above zero")
+        (Some(temperature), ..) if unfit(temperature) => {
+            theirs(&format!("temperature {temperature}, where above 0 and below {hottest:.1} is possible"))
         }
         (Some(temperature), Some(NoiseSeed(seed)), PartyId::P0) => {
             Ok(Some((temperature, Some(Seed::from_bytes(seed)))))
@@ -309,11 +322,11 @@ mod tests {
         let options = |choice| GenerationOptions { max_positions: 9, choice, every_row: false };
         let token = |temperature| options(TokenChoice::Token { temperature, reenter: true });
         let seed = || Some(NoiseSeed([7; 32]));
-        let none = noise(PartyId::P0, &token(None), None).unwrap();
+        let none = noise(PartyId::P0, &token(None), None, 9.0).unwrap();
         assert!(none.is_none());
-        let there = noise(PartyId::P0, &token(Some(0.5)), seed()).unwrap().unwrap();
+        let there = noise(PartyId::P0, &token(Some(0.5)), seed(), 9.0).unwrap().unwrap();
         assert_eq!((there.0, there.1.is_some()), (0.5, true));
-        let elsewhere = noise(PartyId::P2, &token(Some(0.5)), None).unwrap().unwrap();
+        let elsewhere = noise(PartyId::P2, &token(Some(0.5)), None, 9.0).unwrap().unwrap();
         assert_eq!((elsewhere.0, elsewhere.1.is_some()), (0.5, false));
         for (me, options, seed) in [
             (PartyId::P1, token(Some(0.5)), seed()),
@@ -321,11 +334,12 @@ mod tests {
             (PartyId::P0, token(Some(0.0)), seed()),
             (PartyId::P0, token(Some(f64::NAN)), seed()),
             (PartyId::P1, token(Some(-1.0)), None),
+            (PartyId::P2, token(Some(9.0)), None),
             (PartyId::P0, token(None), seed()),
             (PartyId::P0, options(TokenChoice::Scores), seed()),
             (PartyId::P1, GenerationOptions { every_row: true, ..token(None) }, None),
         ] {
-            assert!(noise(me, &options, seed).is_err(), "{me} {options:?}");
+            assert!(noise(me, &options, seed, 9.0).is_err(), "{me} {options:?}");
         }
     }
 }

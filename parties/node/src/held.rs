@@ -45,8 +45,12 @@ impl Work {
 
     /// What this may decode with, where it is a further step of a generation.
     pub(crate) fn kind(&self) -> Option<Kind> {
-        let choice = self.shape.decodes()?.clone();
-        Some(Kind { model: self.model.name().into(), choice })
+        match &self.shape {
+            Shape::Step(step) if self.shape.decodes() => {
+                Some(Kind { model: self.model.name().into(), choice: step.choice, reentry: step.reentry })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -91,7 +95,7 @@ impl Held {
             Task::Inputs { input, profile } => (Input::Whole(input), profile, None),
             Task::Step { member, room } => (Input::Step(member), false, Some(room)),
         };
-        (input, Waiting { key: self.work.key, arrived: self.arrived, profile, room, reply: self.reply })
+        (input, Waiting { arrived: self.arrived, profile, room, reply: self.reply })
     }
 }
 
@@ -103,7 +107,6 @@ pub(crate) enum Input {
 
 /// Work whose input is in a session: what is left is to answer it.
 pub(crate) struct Waiting {
-    pub(crate) key: RequestKey,
     pub(crate) arrived: Instant,
     /// Whether its client asked where the time goes.
     pub(crate) profile: bool,

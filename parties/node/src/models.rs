@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moka::sync::Cache;
-use tercet_core::{Error, Extent, Geometry};
-use tercet_engine::{Choice, MAX_ROWS_AT_ONCE, ModelShare, StoreError, plan, plan_step};
+use tercet_core::{Error, Geometry};
+use tercet_engine::{MAX_ROWS_AT_ONCE, NOISE_SPREAD, ModelShare, StoreError, plan, plan_step};
 use tercet_model::{Decoder, Interface};
 use tercet_net::{ModelCard, PartyId, codec};
 
@@ -99,6 +99,14 @@ impl Model {
         self.interface.decoder.as_ref().ok_or_else(none)
     }
 
+    /// What temperatures of choices inside the computation must be below: the noise of a choice has to fit its ring, or a step
+    /// fails for all that run together.
+    pub(crate) fn hottest(&self) -> f64 {
+        let manifest = self.share.manifest();
+        let spec = manifest.numerics.choice(self.interface.output_width, self.interface.output_ring);
+        f64::from(spec.compare_ring - 1 - spec.compare_frac).exp2() / NOISE_SPREAD
+    }
+
     /// Working memory of a run of this shape, in bytes, from above; an error for shapes that the model does not take.
     pub(crate) fn working_bytes(&self, shape: &Shape) -> tercet_core::Result<u64> {
         let rounded = match (shape, &self.interface.decoder) {
@@ -106,12 +114,10 @@ impl Model {
             (Shape::Inputs(_), Some(_)) => {
                 return Err(Error::Misuse(format!("model {:?} gives tokens: ask it to generate", self.name())));
             }
-            (Shape::Step(_), _) => {
-                let context = self.decoder()?.context;
-                if let Some(what) = shape.exceeds(context) {
-                    return Err(Error::Misuse(format!("{}: {what}", self.name())));
-                }
-                shape.rounded(context)
+            (Shape::Step(step), _) => {
+                // Before anything grows with what may come from outside.
+                self.share.manifest().check_step(step)?;
+                shape.rounded(self.decoder()?.context)
             }
         };
         if let Some(known) = self.prices.get(&rounded) {
@@ -132,9 +138,8 @@ impl Model {
         let sent = match &self.interface.decoder {
             Some(decoder) => {
                 // One prompt.
-                let extent = Extent { past: 0, rows: decoder.context.min(MAX_ROWS_AT_ONCE) };
-                let Shape::Step(step) = Shape::step(extent, false, Choice::Scores) else { return 0 };
-                plan_step(manifest, &step).map(|plan| plan.client_bytes[0])
+                let longest = Shape::prompt(decoder.context.min(MAX_ROWS_AT_ONCE));
+                plan_step(manifest, &longest).map(|plan| plan.client_bytes[0])
             }
             None => {
                 let geometry = Geometry { batch, rows: manifest.graph.max_rows() };

@@ -18,9 +18,9 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
-    /// The step of one generation.
-    pub(crate) fn step(extent: Extent, every_row: bool, choice: Choice) -> Shape {
-        Shape::Step(StepShape { layout: Layout { sequences: vec![extent], every_row }, choice })
+    /// The first step of one generation, which gets scores of its last row.
+    pub(crate) fn prompt(rows: usize) -> StepShape {
+        StepShape { layout: Layout::prefill(rows), choice: Choice::Scores, reentry: false, noisy: false }
     }
 
     /// Inputs, or generations.
@@ -31,14 +31,10 @@ impl Shape {
         }
     }
 
-    /// The choice of generations that all get one row behind earlier ones: such run together whatever their positions.
-    pub(crate) fn decodes(&self) -> Option<&Choice> {
-        match self {
-            Shape::Step(step) if step.layout.sequences.iter().all(|one| one.rows == 1 && one.past > 0) => {
-                Some(&step.choice)
-            }
-            _ => None,
-        }
+    /// Whether these are generations that all get one row behind earlier ones: such run together whatever their positions.
+    pub(crate) fn decodes(&self) -> bool {
+        let Shape::Step(step) = self else { return false };
+        step.layout.sequences.iter().all(|one| one.rows == 1 && one.past > 0)
     }
 
     /// Both together, this one first, if they may run so: inputs of equal rows; beginnings of generations, or further steps,
@@ -49,11 +45,10 @@ impl Shape {
                 Some(Shape::Inputs(Geometry { batch: a.batch.checked_add(b.batch)?, rows: a.rows }))
             }
             (Shape::Step(a), Shape::Step(b)) => {
-                let alike = a.choice == b.choice && a.layout.every_row == b.layout.every_row;
-                let (a_decodes, b_decodes) = (self.decodes().is_some(), more.decodes().is_some());
                 let mut sum = a.clone();
                 sum.layout.sequences.extend(&b.layout.sequences);
-                (alike && a_decodes == b_decodes).then_some(Shape::Step(sum))
+                sum.noisy |= b.noisy;
+                (alike(a, b) && self.decodes() == more.decodes()).then_some(Shape::Step(sum))
             }
             _ => None,
         }
@@ -65,8 +60,7 @@ impl Shape {
             (Shape::Inputs(all), Shape::Inputs(one)) => all.rows == one.rows,
             (Shape::Step(all), Shape::Step(one)) => {
                 let extent = all.layout.sequences.get(place);
-                let alike = all.choice == one.choice && all.layout.every_row == one.layout.every_row;
-                alike && extent.is_some() && one.layout.sequences.first() == extent
+                alike(all, one) && extent.is_some() && one.layout.sequences.first() == extent
             }
             _ => false,
         }
@@ -76,27 +70,19 @@ impl Shape {
     /// rounded up, as far as `context` allows.
     pub(crate) fn rounded(&self, context: usize) -> Shape {
         let Shape::Step(step) = self else { return self.clone() };
-        if self.decodes().is_none() {
+        if !self.decodes() {
             return self.clone();
         }
         let longest = step.layout.sequences.iter().map(|one| one.past).max().unwrap_or(0);
         let past = longest.next_multiple_of(ROUNDED_TO).min(context.saturating_sub(1)).max(longest);
         let sequences = vec![Extent { past, rows: 1 }; step.layout.sequences.len()];
-        Shape::Step(StepShape { layout: Layout { sequences, ..step.layout }, choice: step.choice.clone() })
+        Shape::Step(StepShape { layout: Layout { sequences, ..step.layout }, ..*step })
     }
+}
 
-    /// Why no sequence of a model with this context can be so.
-    pub(crate) fn exceeds(&self, context: usize) -> Option<String> {
-        let Shape::Step(step) = self else { return None };
-        if step.layout.sequences.is_empty() {
-            return Some("a step of no generation".into());
-        }
-        let one =
-            step.layout.sequences.iter().find(|one| {
-                one.rows == 0 || one.past.checked_add(one.rows).is_none_or(|positions| positions > context)
-            })?;
-        Some(format!("{} rows after {} where {context} positions are possible", one.rows, one.past))
-    }
+/// Whether the clients of two steps send and get the same.
+fn alike(a: &StepShape, b: &StepShape) -> bool {
+    (a.choice, a.reentry, a.layout.every_row) == (b.choice, b.reentry, b.layout.every_row)
 }
 
 impl std::fmt::Display for Shape {
@@ -104,12 +90,8 @@ impl std::fmt::Display for Shape {
         match self {
             Shape::Inputs(Geometry { batch, rows }) => write!(f, "{batch} inputs of {rows} rows"),
             Shape::Step(step) => {
-                write!(
-                    f,
-                    "{} rows of {} generations",
-                    step.layout.sequences.iter().fold(0, |sum: usize, one| sum.saturating_add(one.rows)),
-                    self.len()
-                )
+                let rows = step.layout.sequences.iter().fold(0usize, |sum, one| sum.saturating_add(one.rows));
+                write!(f, "{rows} rows of {} generations", self.len())
             }
         }
     }
@@ -120,7 +102,14 @@ mod tests {
     use super::*;
 
     fn one(past: usize, rows: usize) -> Shape {
-        Shape::step(Extent { past, rows }, false, Choice::Scores)
+        let layout = Layout { sequences: vec![Extent { past, rows }], every_row: false };
+        Shape::Step(StepShape { layout, ..Shape::prompt(rows) })
+    }
+
+    fn changed(shape: Shape, change: impl Fn(&mut StepShape)) -> Shape {
+        let Shape::Step(mut step) = shape else { panic!() };
+        change(&mut step);
+        Shape::Step(step)
     }
 
     #[test]
@@ -128,16 +117,20 @@ mod tests {
         let inputs = |batch, rows| Shape::Inputs(Geometry { batch, rows });
         assert_eq!(inputs(2, 5).with(&inputs(3, 5)), Some(inputs(5, 5)));
         assert_eq!(inputs(2, 5).with(&inputs(3, 4)), None);
+        assert_eq!(inputs(2, 5).with(&inputs(usize::MAX, 5)), None);
         assert_eq!(inputs(2, 5).with(&one(0, 5)), None);
         // Positions do not matter to decoding, lengths not to prompts; but the two are kept apart.
         let both = one(7, 1).with(&one(300, 1)).unwrap();
-        assert_eq!((both.len(), both.decodes()), (2, Some(&Choice::Scores)));
-        assert_eq!(one(0, 3).with(&one(0, 9)).unwrap().decodes(), None);
+        assert_eq!((both.len(), both.decodes()), (2, true));
+        assert!(!one(0, 3).with(&one(0, 9)).unwrap().decodes());
         assert_eq!(one(0, 1).with(&one(5, 1)), None);
-        let token = Shape::step(Extent { past: 7, rows: 1 }, false, Choice::Token);
-        assert_eq!(token.with(&one(7, 1)), None);
-        let every = Shape::step(Extent { past: 0, rows: 3 }, true, Choice::Scores);
-        assert_eq!(every.with(&one(0, 3)), None);
+        let token = changed(one(7, 1), |step| step.choice = Choice::Token);
+        let reentry = changed(token.clone(), |step| step.reentry = true);
+        assert_eq!((token.with(&one(7, 1)), token.with(&reentry)), (None, None));
+        assert_eq!(changed(one(0, 3), |step| step.layout.every_row = true).with(&one(0, 3)), None);
+        // Noise for one is noise for all.
+        let noisy = changed(token.clone(), |step| step.noisy = true);
+        assert_eq!(token.with(&noisy), noisy.with(&token));
         assert!(both.has(0, &one(7, 1)) && both.has(1, &one(300, 1)));
         assert!(!both.has(1, &one(7, 1)) && !both.has(2, &one(7, 1)) && !both.has(0, &token));
     }
@@ -148,19 +141,5 @@ mod tests {
         assert_eq!(both.rounded(1024), one(128, 1).with(&one(128, 1)).unwrap());
         assert_eq!(one(65, 1).rounded(100), one(99, 1));
         assert_eq!(one(0, 65).rounded(100), one(0, 65));
-    }
-
-    #[test]
-    fn lengths_beyond_the_context_are_seen() {
-        assert_eq!(one(9, 1).exceeds(10), None);
-        for past in [10, usize::MAX] {
-            assert!(one(past, 1).exceeds(10).is_some());
-        }
-        assert!(one(0, 0).exceeds(10).is_some());
-        let nobody = Shape::Step(StepShape {
-            layout: Layout { sequences: Vec::new(), every_row: false },
-            choice: Choice::Scores,
-        });
-        assert!(nobody.exceeds(10).is_some());
     }
 }

@@ -22,6 +22,8 @@ const GATHER_PART: u32 = 4;
 pub(crate) struct Kind {
     pub(crate) model: String,
     pub(crate) choice: Choice,
+    /// Whether tokens go back in by themselves.
+    pub(crate) reentry: bool,
 }
 
 /// Where a generation is.
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     fn kind() -> Kind {
-        Kind { model: "m".into(), choice: Choice::Scores }
+        Kind { model: "m".into(), choice: Choice::Scores, reentry: false }
     }
 
     fn names(count: u8) -> Vec<Name> {

@@ -48,6 +48,12 @@ impl Cost {
         cost
     }
 
+    /// `len` elements of `bits` bits that the helper tells both evaluators (see [`crate::Session::tell`]).
+    pub fn tell(len: usize, bits: u32) -> Cost {
+        let payload = packed_len(len, bits);
+        Cost::frame(PartyId::P0, PartyId::P2, payload).and(Cost::frame(PartyId::P0, PartyId::P1, payload))
+    }
+
     /// Both, one after the other.
     pub fn then(self, next: Cost) -> Cost {
         Cost { rounds: self.rounds + next.rounds, ..self.and(next) }

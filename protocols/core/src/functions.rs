@@ -27,6 +27,13 @@ pub fn cos_sin_turns(turns: f64) -> (f64, f64) {
     (1.0 - 2.0 * sine * sine, 2.0 * sine * cosine)
 }
 
+/// Cosine and sine of `position` times each of `rates`, in radians, as integers at scale `frac`: what rotary positions multiply by.
+pub fn rotation(rates: &[f64], position: usize, frac: u32) -> Vec<(i64, i64)> {
+    let unit = f64::from(1u32 << frac);
+    let turn = |rate: &f64| cos_sin_turns(position as f64 * (rate / std::f64::consts::TAU));
+    rates.iter().map(turn).map(|(c, s)| (round(c * unit), round(s * unit))).collect()
+}
+
 /// `2^x` for `|x| < 1000`.
 #[inline(always)]
 pub fn exp2(x: f64) -> f64 {
@@ -101,6 +108,18 @@ mod tests {
             assert!((ln(near) / near.ln() - 1.0).abs() < 1e-13 || near == 1.0, "{near}");
         }
         assert_eq!(ln(1.0), 0.0);
+    }
+
+    #[test]
+    fn rotations_are_rounded_once() {
+        let rates = [1.0, 1e-2, 1e-4];
+        for position in [0, 1, 77, 4095, 100_000] {
+            for (&(c, s), rate) in rotation(&rates, position, 14).iter().zip(rates) {
+                let angle = position as f64 * rate;
+                let near = |got: i64, exact: f64| (got as f64 - exact * 16384.0).abs() < 0.5 + 1e-5;
+                assert!(near(c, angle.cos()) && near(s, angle.sin()), "{angle}");
+            }
+        }
     }
 
     #[test]

@@ -189,6 +189,26 @@ impl Session {
         Ok(half)
     }
 
+    /// The helper tells both evaluators the same `len` values of `bits` bits: what each of them may know. Nothing at the helper.
+    pub fn tell<E: Element>(
+        &mut self,
+        len: usize,
+        bits: u32,
+        values: impl FnOnce(&mut Session) -> Vec<E>,
+    ) -> Result<Vec<E>> {
+        let step = self.step();
+        if self.party == PartyId::P0 {
+            let values = values(self);
+            assert_eq!(values.len(), len, "told values");
+            self.send(PartyId::P2, step, &values, bits)?;
+            self.send(PartyId::P1, step, &values, bits)?;
+            return Ok(Vec::new());
+        }
+        let mut told = vec![E::ZERO; len];
+        self.receive(PartyId::P0, step, &mut told, bits)?;
+        Ok(told)
+    }
+
     /// Starts an exchange between the evaluators: this one's `values`, `bits` bits each, go to the other. At the helper it
     /// counts the round and does nothing else.
     pub fn post<E: Element>(&mut self, values: &[E], bits: u32) -> Result<Posted> {

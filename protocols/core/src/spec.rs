@@ -92,6 +92,14 @@ pub struct AttentionSpec {
     pub ring: u32,
 }
 
+impl AttentionSpec {
+    /// Bits dropped after the product with the values, so that the product with the inverse comes out at the scale of the
+    /// values: `exp_frac` where a row's largest exponential is about one, and fewer where it may be as small as `2^-n`.
+    pub fn value_truncate(&self) -> u32 {
+        self.inverse.frac_out - (self.normalize_ring - self.ring)
+    }
+}
+
 /// LayerNorm and RMSNorm. The input is extended to a ring that everything local fits; `d = width * x - sum x` is its centred row. `d / 2^shift`
 /// is multiplied by the gain; `d / 2^square_shift` is squared and summed to `v`, whose inverse root the product is multiplied by.
 ///
@@ -194,15 +202,32 @@ pub struct CausalSpec {
 }
 
 /// A bound of the maximum of a row: the largest of `lowest + i * step`, `i < steps`, in whole units, that one of its elements
-/// reaches; `lowest` where none does.
+/// reaches; `lowest` where none does. Elements are compared in units of a step, so that one may pass for up to a step more
+/// than it is: the maximum is less than one step above the bound, and at most one below it.
+///
+/// Exponents are taken from the bound and a step: that of the largest element is above zero and at most two steps. So every
+/// maximum should be at least `lowest - step`: the further it lies below, the smaller are all exponentials of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoundSpec {
     /// The lowest bound.
     pub lowest: i64,
-    /// Between two bounds.
+    /// Between two bounds: a power of two.
     pub step: u32,
-    /// Number of bounds; the largest maximum is below `lowest + steps * step`.
+    /// Number of bounds; the largest maximum is below `lowest + steps * step`. At most half as many as scores may be steps
+    /// apart: `2^(coarse_bits - 1)`.
     pub steps: u32,
+}
+
+impl BoundSpec {
+    /// Bits of a score of `Z_2^ring` at scale `frac` in units of a step. What is dealt for each score is `2^` of it.
+    pub fn coarse_bits(&self, ring: u32, frac: u32) -> u32 {
+        ring - self.coarsen(frac)
+    }
+
+    /// Bits of a score at scale `frac` below a step.
+    pub fn coarsen(&self, frac: u32) -> u32 {
+        frac + self.step.ilog2()
+    }
 }
 
 /// `f(a) b`.

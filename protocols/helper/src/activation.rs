@@ -46,6 +46,14 @@ fn gate_cost(len: usize, ring: u32, frac: u32, gate: &GateSpec, odd: bool) -> Co
     flags.and(series).and(body).then(chosen).then(extend::cost(len, inner - 1, gate.ring))
 }
 
+/// The ring that an activation's result is in.
+pub fn result_ring(spec: &ActivationSpec) -> u32 {
+    match spec {
+        ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate) => gate.ring,
+        ActivationSpec::Relu { ring } => *ring,
+    }
+}
+
 /// Applies the activation to `x` at scale `frac`; the result has the same scale.
 pub fn activation<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &ActivationSpec) -> Result<Masked<E>> {
     s.scope("activation", |s| match spec {

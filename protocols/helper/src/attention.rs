@@ -13,7 +13,7 @@ use tercet_ring::{Element, Tensor};
 
 use crate::exponential::{self, Scales};
 use crate::linear::{self, Prepared, elementwise, matrix_product};
-use crate::masked::Masked;
+use crate::masked::{Additive, Masked};
 use crate::maximum;
 use crate::norm::repeat_along_rows;
 use crate::{extend, inverse, truncate};
@@ -31,7 +31,8 @@ pub struct Heads {
     pub width: usize,
 }
 
-fn scales(spec: &AttentionSpec, frac: u32) -> Scales {
+/// The scales of the exponentials of scores at scale `frac`.
+pub(crate) fn scales(spec: &AttentionSpec, frac: u32) -> Scales {
     Scales {
         frac,
         top_bits: spec.exp_top_bits,
@@ -48,27 +49,14 @@ pub fn cost(heads: Heads, ring: u32, frac: u32, spec: &AttentionSpec) -> Cost {
     let (len, scores, sums) = (groups * rows * width, groups * rows * rows, groups * rows);
     let exp_scales = scales(spec, frac);
     let score_ring = spec.score_ring + frac;
-    let out_ring = spec.value_ring - spec.exp_frac;
     let lifts = extend::cost(2 * len, ring, score_ring).and(extend::cost(len, ring, spec.value_ring));
     let products = linear::cost(scores, score_ring).and(truncate::cost(scores, frac, spec.score_ring));
     let exponentials = exponential::cost(scores, exp_scales).then(extend::cost(scores, spec.exp_ring, spec.value_ring));
-    let weighted = linear::cost(len, spec.value_ring)
-        .and(truncate::cost(len, spec.exp_frac, out_ring))
-        .then(extend::cost(len, out_ring, spec.normalize_ring));
-    let inverse = extend::cost(sums, spec.value_ring, spec.inverse.ring)
-        .hidden()
-        .and(inverse::cost(sums, &spec.inverse))
-        .then(extend::cost(sums, spec.inverse.ring_out, spec.normalize_ring));
     lifts
         .then(products)
         .then(maximum::cost(sums, rows, spec.score_ring, frac))
         .then(exponentials)
-        .then(weighted.and(inverse))
-        .then(linear::cost(len, spec.normalize_ring).and(truncate::cost(
-            len,
-            spec.normalize_ring - spec.ring,
-            spec.ring,
-        )))
+        .then(normalized_cost(sums, width, spec))
 }
 
 /// Attention over `qkv: [batch * rows, 3 * heads * width]` at scale `frac`, queries scaled by `log2(e) / sqrt(width)`. `key_bias`:
@@ -120,13 +108,29 @@ fn attend<E: Element, V: Element>(
     let weights: Masked<V> = exponential::exp2_neg(s, &exponent, exp_scales)?;
     let weights: Masked<V> = extend::extend(s, &weights, spec.value_ring)?;
 
-    let out_ring = spec.value_ring - spec.exp_frac;
     let sums = weights.sum_rows();
-    let flags = inverse::post(s, &sums, &spec.inverse)?;
-    let sums = extend::post::<V, u64>(s, &sums, spec.inverse.ring)?;
-    let operand = Prepared::new(&values);
-    let out = matrix_product(s, &weights, operand.operand(), [groups, rows, rows, width], spec.value_ring)?;
-    let out = truncate::post(s, out, spec.exp_frac, out_ring)?;
+    let out: Masked<E> = normalized(s, &sums, width, spec, |s| {
+        let operand = Prepared::new(&values);
+        matrix_product(s, &weights, operand.operand(), [groups, rows, rows, width], spec.value_ring)
+    })?;
+    let merged = out.reshape([batch, heads, rows, width]);
+    Ok(merged.each(spec.ring, Tensor::swap_middle).reshape([batch * rows, model]))
+}
+
+/// Rows of `width` weighted values over the sums of their weights; `weighted` computes the former while the latter are
+/// compared. The result has the scale of the values.
+pub(crate) fn normalized<V: Element, E: Element>(
+    s: &mut Session,
+    sums: &Masked<V>,
+    width: usize,
+    spec: &AttentionSpec,
+    weighted: impl FnOnce(&mut Session) -> Result<Additive<V>>,
+) -> Result<Masked<E>> {
+    let by = spec.value_truncate();
+    let flags = inverse::post(s, sums, &spec.inverse)?;
+    let sums = extend::post::<V, u64>(s, sums, spec.inverse.ring)?;
+    let out = weighted(s)?;
+    let out = truncate::post(s, out, by, spec.value_ring - by)?;
     let flags = flags.next(s)?;
     let sums = sums.finish(s)?;
     let out: Masked<V> = out.finish(s)?;
@@ -138,9 +142,21 @@ fn attend<E: Element, V: Element>(
 
     let inverse = inverse.each(spec.normalize_ring, |p| repeat_along_rows(p, out.shape(), width));
     let out = elementwise(s, &out, &inverse, spec.normalize_ring)?;
-    let out: Masked<E> = truncate::truncate(s, out, spec.normalize_ring - spec.ring, spec.ring)?;
-    let merged = out.reshape([batch, heads, rows, width]);
-    Ok(merged.each(spec.ring, Tensor::swap_middle).reshape([batch * rows, model]))
+    truncate::truncate(s, out, spec.normalize_ring - spec.ring, spec.ring)
+}
+
+/// The wire cost of [`normalized`] for `sums` rows of `width`.
+pub(crate) fn normalized_cost(sums: usize, width: usize, spec: &AttentionSpec) -> Cost {
+    let (len, by) = (sums * width, spec.value_truncate());
+    let weighted = linear::cost(len, spec.value_ring)
+        .and(truncate::cost(len, by, spec.value_ring - by))
+        .then(extend::cost(len, spec.value_ring - by, spec.normalize_ring));
+    let inverse = extend::cost(sums, spec.value_ring, spec.inverse.ring)
+        .hidden()
+        .and(inverse::cost(sums, &spec.inverse))
+        .then(extend::cost(sums, spec.inverse.ring_out, spec.normalize_ring));
+    let last = truncate::cost(len, spec.normalize_ring - spec.ring, spec.ring);
+    weighted.and(inverse).then(linear::cost(len, spec.normalize_ring).and(last))
 }
 
 /// Columns `from..` of `[batch * rows, ..]`, head by head: `[batch * heads, rows, width]`.

@@ -39,6 +39,11 @@ impl<E: Element> Prepared<E> {
         Prepared { planes }
     }
 
+    /// The planes themselves; the second is empty at P1.
+    pub(crate) fn planes(&self) -> &[Vec<E>; 2] {
+        &self.planes
+    }
+
     /// As an operand.
     pub fn operand(&self) -> Operand<'_, E> {
         Operand { planes: [&self.planes[0], &self.planes[1]] }
@@ -58,12 +63,13 @@ pub fn matrix_product<E: Element>(
     [batch, rows, inner, cols]: [usize; 4],
     ring: u32,
 ) -> Result<Additive<E>> {
-    let shape = [batch, rows, inner, cols];
-    let [first, second] = x.planes().each_ref().map(Tensor::data);
-    match s.party() {
-        PartyId::P1 => products(s, x, &[(&zip(first, second, E::sub), y.planes[0])], shape, ring),
-        _ => products(s, x, &[(first, y.planes[0]), (second, y.planes[1])], shape, ring),
-    }
+    assert_eq!(x.len(), batch * rows * inner, "left operand");
+    assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
+    s.scope("product", |s| {
+        let mut out = vec![E::ZERO; batch * rows * cols];
+        local_product(s, x.planes().each_ref().map(Tensor::data), y, [batch, rows, inner, cols], &mut out);
+        combine(s, Tensor::new([batch, rows, cols], out), ring)
+    })
 }
 
 /// `x y` in `Z_2^ring` for `y: [inner, cols]` whose planes are those of [`Masked`], of which nothing is prepared: P1, too,
@@ -75,19 +81,24 @@ pub fn table_product<E: Element>(
     [rows, inner, cols]: [usize; 3],
     ring: u32,
 ) -> Result<Additive<E>> {
-    let shape = [1, rows, inner, cols];
+    assert_eq!(x.len(), rows * inner, "left operand");
+    assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
     let [first, second] = x.planes().each_ref().map(Tensor::data);
-    let z = match s.party() {
-        // lx1 ly2 + lx2 (ly1 + ly2), with ly1 and ly2 apart.
-        PartyId::P0 => products(s, x, &[(&zip(first, second, E::add), y[1]), (second, y[0])], shape, ring),
-        PartyId::P1 => {
-            let plain = zip(first, second, E::sub);
-            let negated = zip(second, first, E::sub);
-            products(s, x, &[(&plain, y[0]), (&negated, y[1])], shape, ring)
+    s.scope("product", |s| {
+        let (shape, mut out) = ([1, rows, inner, cols], vec![E::ZERO; rows * cols]);
+        match s.party() {
+            // lx1 ly2 + lx2 (ly1 + ly2), with ly1 and ly2 apart.
+            PartyId::P0 => {
+                add_products(s, &[(&zip(first, second, E::add), y[1]), (second, y[0])], shape, &mut out);
+            }
+            PartyId::P1 => {
+                let (plain, negated) = (zip(first, second, E::sub), zip(second, first, E::sub));
+                add_products(s, &[(&plain, y[0]), (&negated, y[1])], shape, &mut out);
+            }
+            PartyId::P2 => add_products(s, &[(first, y[1]), (second, y[0])], shape, &mut out),
         }
-        PartyId::P2 => products(s, x, &[(first, y[1]), (second, y[0])], shape, ring),
-    };
-    Ok(z?.reshape([rows, cols]))
+        combine(s, Tensor::new([rows, cols], out), ring)
+    })
 }
 
 /// `x y` for a public `y: [inner, cols]`: each evaluator multiplies its half, the helper does nothing, and nothing is dealt.
@@ -108,25 +119,29 @@ pub fn public_product<E: Element>(
     })
 }
 
-/// The sum of this party's products for `x y`, and what is dealt.
-fn products<E: Element>(
+/// The sum of some products of `batch` left and right operands.
+fn add_products<E: Element>(s: &mut Session, factors: &[(&[E], &[E])], shape: [usize; 4], out: &mut [E]) {
+    let [batch, rows, inner, cols] = shape;
+    s.timed(Work::Matmul, |s| {
+        for (i, (a, b)) in factors.iter().enumerate() {
+            matmul::batched_matmul(s.pool(), batch, a, b, out, rows, inner, cols, i > 0);
+        }
+    });
+}
+
+/// What this party computes of a product by itself: P0 `gamma`, P1 `u v`, P2 `mx ly2 + lx2 my`. `x` are the planes of the left
+/// operand.
+pub(crate) fn local_product<E: Element>(
     s: &mut Session,
-    x: &Masked<E>,
-    factors: &[(&[E], &[E])],
-    [batch, rows, inner, cols]: [usize; 4],
-    ring: u32,
-) -> Result<Additive<E>> {
-    assert_eq!(x.len(), batch * rows * inner, "left operand");
-    assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
-    s.scope("product", |s| {
-        let mut out = vec![E::ZERO; batch * rows * cols];
-        s.timed(Work::Matmul, |s| {
-            for (i, (a, b)) in factors.iter().enumerate() {
-                matmul::batched_matmul(s.pool(), batch, a, b, &mut out, rows, inner, cols, i > 0);
-            }
-        });
-        combine(s, Tensor::new([batch, rows, cols], out), ring)
-    })
+    x: [&[E]; 2],
+    y: Operand<'_, E>,
+    shape: [usize; 4],
+    out: &mut [E],
+) {
+    match s.party() {
+        PartyId::P1 => add_products(s, &[(&zip(x[0], x[1], E::sub), y.planes[0])], shape, out),
+        _ => add_products(s, &[(x[0], y.planes[0]), (x[1], y.planes[1])], shape, out),
+    }
 }
 
 /// `x y` element by element in `Z_2^ring`; equal shapes.
@@ -163,8 +178,8 @@ fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
     Tensor::new(x.shape(), data)
 }
 
-/// Deals `gamma` and adds it up.
-fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
+/// Deals `gamma` and adds it up with what [`local_product`] gave.
+pub(crate) fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
     let shape = local.shape().to_vec();
     let len = local.len();
     let mut local = local.into_data();

@@ -1,6 +1,6 @@
-//! LayerNorm (protocol.md, "LayerNorm, RMSNorm"): six rounds.
+//! LayerNorm and RMSNorm (protocol.md, "LayerNorm, RMSNorm"): six rounds.
 //!
-//! The input is extended once. With `d = width x - sum x` (exact, local), `g = d gain` is truncated to a narrow row of products,
+//! The input is extended once. RMSNorm takes no mean off: there `d = x`, and there is no bias. For LayerNorm, with `d = width x - sum x` (exact, local), `g = d gain` is truncated to a narrow row of products,
 //! while `v = sum d^2` (one row dot product of a coarser `d`) goes through its inverse root; the result is `g / sqrt v + bias`,
 //! one product of the narrow `g` with a wide root and one truncation. The ratio between `d` and `sqrt v` drops out, so the
 //! input may be at any scale; the gain carries what is left of powers of the width (see [`NormSpec`]).
@@ -58,10 +58,25 @@ pub fn layer_norm<E: Element>(
     bias: &Masked<u64>,
     spec: &NormSpec,
 ) -> Result<Masked<E>> {
+    normalized(s, x, gain, Some(bias), spec)
+}
+
+/// As [`layer_norm`], without a bias: for RMSNorm.
+pub fn rms_norm<E: Element>(s: &mut Session, x: &Masked<E>, gain: &Masked<u64>, spec: &NormSpec) -> Result<Masked<E>> {
+    normalized(s, x, gain, None, spec)
+}
+
+fn normalized<E: Element>(
+    s: &mut Session,
+    x: &Masked<E>,
+    gain: &Masked<u64>,
+    bias: Option<&Masked<u64>>,
+    spec: &NormSpec,
+) -> Result<Masked<E>> {
     s.scope("norm", |s| {
         let rows = x.planes()[0].rows();
         let x: Masked<u64> = extend::extend(s, x, spec.extended)?;
-        let d = x.each(x.ring(), centre);
+        let d = if spec.centred { x.each(x.ring(), centre) } else { x };
 
         let coarse: Masked<u64> = d.shift(spec.square_shift);
         let square = row_dot(s, &coarse, &coarse, spec.square_ring())?;
@@ -82,7 +97,8 @@ pub fn layer_norm<E: Element>(
         let ring = spec.ring + spec.truncate;
         let root: Masked<u64> = extend::extend(s, &root, ring)?;
 
-        let z = mixed::scale_rows(s, &scaled, &root)?.add_columns(&bias.low(ring));
+        let z = mixed::scale_rows(s, &scaled, &root)?;
+        let z = if let Some(bias) = bias { z.add_columns(&bias.low(ring)) } else { z };
         truncate::truncate(s, z, spec.truncate, spec.ring)
     })
 }

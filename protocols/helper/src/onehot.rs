@@ -65,8 +65,7 @@ impl Cut {
     fn words_and_bits(self, bits: u32) -> (usize, u32) {
         match self {
             Cut::Four => (1, onehot::word_bits(bits)),
-            Cut::Eight if bits <= 6 => (1, 1 << bits),
-            Cut::Eight => (1 << (bits - 6), 64),
+            Cut::Eight => whole(bits),
         }
     }
 }
@@ -129,6 +128,30 @@ impl Encoding {
             Ok(OneHots { encoding: self, len, dealings: dealings.collect::<Result<_>>()? })
         })
     }
+}
+
+/// Words of a whole encoding of `bits` bits, and bits of each.
+fn whole(bits: u32) -> (usize, u32) {
+    if bits <= 6 { (1, 1 << bits) } else { (1 << (bits - 6), 64) }
+}
+
+/// The wire cost of [`deal_whole`].
+pub fn whole_cost(len: usize, bits: u32) -> Cost {
+    let (count, each) = whole(bits);
+    Cost::deal(count * len, each)
+}
+
+/// Deals the one-hot encodings of `len` values of `bits` bits (the helper's) uncut, `2^bits` bits each. Gives this evaluator's
+/// halves, word `w` of element `i` at `w * len + i`; nothing at the helper.
+pub fn deal_whole<E: Element>(s: &mut Session, values: &[E], len: usize, bits: u32) -> Result<Vec<u64>> {
+    s.scope("one-hot", |s| {
+        let (count, each) = whole(bits);
+        s.deal_xor(count * len, each, |_| {
+            let mut words = vec![0u64; count * len];
+            encode_wide(values, 0, bits, count, &mut words);
+            words
+        })
+    })
 }
 
 /// The evaluators' halves of dealt encodings; empty at the helper.

@@ -6,10 +6,12 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
     Numerics, RouteSpec, ScaleSpec,
 };
-use tercet_core::{Cost, Error, Geometry, Result, Suite};
+use tercet_core::{Cost, Error, Geometry, Layout, Result, Suite};
 
 use crate::attention::Heads;
-use crate::{activation, argmax, attention, extend, linear, lookup, norm, reentry, route, scale, truncate};
+use crate::{
+    activation, argmax, attention, causal, extend, gated, linear, lookup, norm, reentry, route, scale, truncate,
+};
 
 /// Shape and ring of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub trait Shapes {
 /// A suite that adds up costs.
 pub struct Price<'a, S> {
     weights: &'a S,
-    geometry: Geometry,
+    request: Request<'a>,
     numerics: Numerics,
     input: Option<usize>,
     places: Option<u32>,
@@ -43,11 +45,50 @@ pub struct Price<'a, S> {
     parts: Vec<(String, Cost)>,
 }
 
+/// What is computed on.
+enum Request<'a> {
+    /// Whole inputs, padded to one length.
+    Inputs(Geometry),
+    /// The next rows of sequences.
+    Step(&'a Layout),
+}
+
 impl<'a, S: Shapes> Price<'a, S> {
     /// Nothing spent yet. `input` is the width of the input matrix, or `None` where the input is looked up privately.
     pub fn new(weights: &'a S, geometry: Geometry, numerics: Numerics, input: Option<usize>) -> Price<'a, S> {
+        Price::of(weights, Request::Inputs(geometry), numerics, input)
+    }
+
+    /// Nothing spent yet on a step of a decoder.
+    pub fn step(weights: &'a S, layout: &'a Layout, numerics: Numerics, input: Option<usize>) -> Price<'a, S> {
+        Price::of(weights, Request::Step(layout), numerics, input)
+    }
+
+    fn of(weights: &'a S, request: Request<'a>, numerics: Numerics, input: Option<usize>) -> Price<'a, S> {
         let (label, parts) = (String::new(), Vec::new());
-        Price { weights, geometry, numerics, input, places: None, noisy: false, label, parts }
+        Price { weights, request, numerics, input, places: None, noisy: false, label, parts }
+    }
+
+    /// Rows of the input.
+    fn input_rows(&self) -> usize {
+        match self.request {
+            Request::Inputs(Geometry { batch, rows }) => batch * rows,
+            Request::Step(layout) => layout.rows(),
+        }
+    }
+
+    fn geometry(&self) -> Result<Geometry> {
+        match self.request {
+            Request::Inputs(geometry) => Ok(geometry),
+            Request::Step(_) => Err(Error::Misuse("an operation on padded inputs in a step of a decoder".into())),
+        }
+    }
+
+    fn layout(&self) -> Result<&'a Layout> {
+        match self.request {
+            Request::Step(layout) => Ok(layout),
+            Request::Inputs(_) => Err(Error::Misuse("an operation of a decoder's step on padded inputs".into())),
+        }
     }
 
     /// The same where the input is looked up by places of `index_bits` bits.
@@ -90,16 +131,20 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn input(&mut self) -> Result<Shape> {
-        let rows = self.geometry.batch * self.geometry.rows;
+        let rows = self.input_rows();
         Ok(Shape { rows, cols: self.input.unwrap_or(0), ring: self.numerics.wide })
     }
 
     fn lookup(&mut self, table: &str, _: &LookupSpec) -> Result<Shape> {
         let (entries, cols) = self.weights.shape_of(table)?;
-        let rows = self.geometry.batch * self.geometry.rows;
+        let rows = self.input_rows();
         if let Some(bits) = self.places {
             let public = self.weights.is_public(table)?;
-            self.spend(reentry::cost(rows, [entries, cols], bits, self.numerics.wide, public));
+            let (wide, table) = (self.numerics.wide, [entries, cols]);
+            self.spend(match wide {
+                ..=32 => reentry::cost::<u32>(rows, table, bits, wide, public),
+                _ => reentry::cost::<u64>(rows, table, bits, wide, public),
+            });
         } else if self.input.is_none() {
             self.spend(lookup::cost(rows, cols, self.numerics.wide));
         }
@@ -125,7 +170,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn prepend_row(&mut self, x: &Shape, _: &str, _: usize) -> Result<Shape> {
-        Ok(Shape { rows: x.rows + self.geometry.batch, ..*x })
+        Ok(Shape { rows: x.rows + self.geometry()?.batch, ..*x })
     }
 
     fn layer_norm(&mut self, x: &Shape, _: &str, _: &str, spec: &NormSpec) -> Result<Shape> {
@@ -133,20 +178,37 @@ impl<S: Shapes> Suite for Price<'_, S> {
         Ok(Shape { ring: spec.ring, ..*x })
     }
 
+    fn rms_norm(&mut self, x: &Shape, _: &str, spec: &NormSpec) -> Result<Shape> {
+        self.spend(norm::cost(x.rows, x.cols, x.ring, spec));
+        Ok(Shape { ring: spec.ring, ..*x })
+    }
+
     fn attention(&mut self, qkv: &Shape, rows: usize, heads: usize, spec: &AttentionSpec) -> Result<Shape> {
         let cols = qkv.cols / 3;
-        let shape = Heads { batch: self.geometry.batch, rows, heads, width: cols / heads };
+        let shape = Heads { batch: self.geometry()?.batch, rows, heads, width: cols / heads };
         self.spend(attention::cost(shape, qkv.ring, self.numerics.frac, spec));
         Ok(Shape { cols, ring: spec.ring, ..*qkv })
     }
 
+    fn causal_attention(&mut self, qkv: &Shape, _: usize, heads: &CausalHeads, spec: &CausalSpec) -> Result<Shape> {
+        let width = qkv.cols / (heads.heads + 2 * heads.kv_heads);
+        self.spend(causal::cost(self.layout()?, heads, width, qkv.ring, self.numerics.frac, spec));
+        Ok(Shape { cols: heads.heads * width, ring: spec.attention.ring, ..*qkv })
+    }
+
+    fn add_positions(&mut self, x: &Shape, _: &str) -> Result<Shape> {
+        Ok(*x)
+    }
+
     fn activation(&mut self, x: &Shape, spec: &ActivationSpec) -> Result<Shape> {
         self.spend(activation::cost(x.rows * x.cols, x.ring, self.numerics.frac, spec));
-        let ring = match spec {
-            ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate) => gate.ring,
-            ActivationSpec::Relu { ring } => *ring,
-        };
-        Ok(Shape { ring, ..*x })
+        Ok(Shape { ring: activation::result_ring(spec), ..*x })
+    }
+
+    fn gated(&mut self, x: &Shape, spec: &GatedSpec) -> Result<Shape> {
+        let cols = x.cols / 2;
+        self.spend(gated::cost(x.rows * cols, x.ring, self.numerics.frac, spec));
+        Ok(Shape { cols, ring: spec.ring, ..*x })
     }
 
     fn route(&mut self, x: &Shape, spec: &RouteSpec) -> Result<Shape> {
@@ -164,32 +226,16 @@ impl<S: Shapes> Suite for Price<'_, S> {
         Ok(Shape { cols: 1, ring: spec.index_bits, ..*x })
     }
 
-    fn rms_norm(&mut self, _: &Shape, gain: &str, _: &NormSpec) -> Result<Shape> {
-        Err(Error::Misuse(format!("RMSNorm with {gain}")))
-    }
-
-    fn causal_attention(&mut self, _: &Shape, layer: usize, _: &CausalHeads, _: &CausalSpec) -> Result<Shape> {
-        Err(Error::Misuse(format!("causal attention {layer}")))
-    }
-
-    fn add_positions(&mut self, _: &Shape, rows: &str) -> Result<Shape> {
-        Err(Error::Misuse(format!("positions of {rows}")))
-    }
-
-    fn gated(&mut self, _: &Shape, _: &GatedSpec) -> Result<Shape> {
-        Err(Error::Misuse("a gated function".into()))
-    }
-
-    fn last_row(&mut self, _: &Shape) -> Result<Shape> {
-        Err(Error::Misuse("the last row".into()))
-    }
-
     fn add(&mut self, x: &Shape, _: &Shape, ring: u32) -> Result<Shape> {
         Ok(Shape { ring, ..*x })
     }
 
     fn first_row(&mut self, x: &Shape, rows: usize) -> Result<Shape> {
         Ok(Shape { rows: x.rows / rows, ..*x })
+    }
+
+    fn last_row(&mut self, x: &Shape) -> Result<Shape> {
+        Ok(Shape { rows: self.layout()?.outputs(), ..*x })
     }
 
     fn sum_rows(&mut self, x: &Shape, rows: usize) -> Result<Shape> {

@@ -1,20 +1,25 @@
 //! The rows of a table at places that nobody sees: how a chosen token goes back in.
 //!
-//! A place is `i = c - lambda` in `Z_2^b`, `c` known to both evaluators and `lambda` to P0. P0 deals an additive sharing of the
-//! one-hot encoding of `lambda` over the whole of `Z_2^b`; read at `c - j` it is a sharing of `[lambda = c - j] = [i = j]`, for every row `j` of the
-//! table, without a round. With a public table the evaluators multiply their halves by it, and remask the row (one round). With
-//! a masked one the encoding is remasked first (one round), is the left operand of a product with the table as it lies, and the
+//! A place is `i = c - lambda` in `Z_2^b`, `c` known to both evaluators and `lambda` to P0. P0 makes the two keys of the unit vector of
+//! `lambda` over the whole of `Z_2^b` ([`tercet_ring::dpf::unit`]): their roots are drawn, and the corrections, the same for both
+//! evaluators, are sent. What a key expands to, read at `c - j`, is a half of `[lambda = c - j] = [i = j]` for every row `j` of the table,
+//! without a round. With a public table the evaluators multiply their halves by it, and remask the row (one round). With a
+//! masked one the vector is remasked first (one round), is the left operand of a product with the table as it lies, and the
 //! row is remasked (a second round).
 //!
-//! *Error*: none. *Cost*: `2^b` ring elements dealt a place, one a row of the table each way, and for each column one dealt and one each
-//! way; two passes over the table at each party. With a public table nothing but the encoding is dealt, nothing of it travels between the
-//! evaluators, and each makes one pass.
+//! *Error*: none. *Cost*: a few hundred bytes from P0 a place; one ring element a row of the table each way, and for each column one
+//! dealt and one each way; two passes over the table at each party. With a public table nothing is dealt, nothing of the vector travels
+//! between the evaluators, and each makes one pass.
 //!
-//! *Security*: an evaluator receives halves of fresh sharings and the other's halves under uniform masks. `c` is public to both, so it
-//! may choose addresses; `lambda` chooses none.
+//! *Security*: an evaluator holds one key of a pair, pseudorandom and independent of `lambda` (Boyle, Gilboa, Ishai 2016): its root is
+//! drawn, the corrections look uniform to whoever has not the other root. Beyond that it receives halves of fresh sharings and the
+//! other's halves under uniform masks. `c` is public to both, so it may choose addresses; `lambda` chooses none.
 
-use tercet_core::{Cost, Error, Result, Session};
+use tercet_core::{Cost, Error, Result, Session, Work};
+use tercet_net::PartyId;
 use tercet_ring::Element;
+use tercet_ring::dpf::Side;
+use tercet_ring::dpf::unit::{self, Corrections};
 
 use crate::masked::{Additive, Masked};
 use crate::{linear, truncate};
@@ -28,14 +33,15 @@ pub enum Table<'a, E> {
     Public(&'a [E]),
 }
 
-/// The wire cost of `count` rows of a table `[entries, width]` in `Z_2^ring` at places of `index_bits` bits.
-pub fn cost(count: usize, [entries, width]: [usize; 2], index_bits: u32, ring: u32, public: bool) -> Cost {
-    let encoding = Cost::deal(count << index_bits, ring);
+/// The wire cost of `count` rows of a table `[entries, width]` in `Z_2^ring`, in lanes `E`, at places of `index_bits` bits.
+pub fn cost<E: Element>(count: usize, [entries, width]: [usize; 2], index_bits: u32, ring: u32, public: bool) -> Cost {
+    let (words, levels) = (unit::block_words::<E>(index_bits), unit::levels::<E>(index_bits));
+    let keys = Cost::tell(count * words, 64).and(Cost::tell(count, levels.max(1)));
     let row = truncate::cost(count * width, 0, ring);
     if public {
-        return encoding.then(row);
+        return keys.then(row);
     }
-    encoding.and(truncate::cost(count * entries, 0, ring)).then(linear::cost(count * width, ring).and(row))
+    keys.and(truncate::cost(count * entries, 0, ring)).then(linear::cost(count * width, ring).and(row))
 }
 
 /// The rows `[count, width]`, in `Z_2^ring`, of `table: [entries, width]` at `places: [count, 1]`; zeros where a place lies beyond the
@@ -55,43 +61,50 @@ pub fn rows_at<E: Element>(
         return Err(Error::Misuse(format!("places of {bits} bits in a table of {entries} rows")));
     }
     s.scope("reentry", |s| {
-        let domain = 1usize << bits;
-        let dealt = s.scope("one-hot", |s| {
-            s.deal(count * domain, ring, |_| {
-                let mut encoding = vec![E::ZERO; count * domain];
-                for (encoding, lambda) in encoding.chunks_exact_mut(domain).zip(places.lambda()) {
-                    encode(lambda.to_u64(), encoding);
-                }
-                encoding
-            })
-        })?;
-        let mut half = Vec::new();
-        if !s.is_helper() {
-            half.reserve(count * entries);
-            for (encoding, c) in dealt.chunks_exact(domain).zip(places.m()) {
-                let c = c.low(bits).to_u64() as usize;
-                half.extend((0..entries).map(|j| encoding[c.wrapping_sub(j) & (domain - 1)]));
-            }
-        }
-        let encoding = Additive::new(s.party(), [count, entries], half);
+        let here = here(s, places, entries)?;
         let shape = [count, entries, width];
         let rows = match table {
-            Table::Public(values) => linear::public_product(s, &encoding, values, shape)?,
+            Table::Public(values) => linear::public_product(s, &here, values, shape)?,
             Table::Secret(planes) => {
-                let encoding: Masked<E> = truncate::remask(s, encoding, ring)?;
-                linear::table_product(s, &encoding, planes, shape, ring)?
+                let here: Masked<E> = truncate::remask(s, here, ring)?;
+                linear::table_product(s, &here, planes, shape, ring)?
             }
         };
         truncate::remask(s, rows, ring)
     })
 }
 
-/// `[i = lambda]` for every `i`, whatever `lambda` by the same steps.
-fn encode<E: Element>(lambda: u64, out: &mut [E]) {
-    tercet_ring::simd::run!(|| {
-        for (i, out) in (0u64..).zip(out) {
-            let apart = i ^ lambda;
-            *out = E::from_u64(1 ^ ((apart | apart.wrapping_neg()) >> 63));
+/// `[count, entries]`: for every place 1 in its column and 0 elsewhere.
+fn here<E: Element>(s: &mut Session, places: &Masked<E>, entries: usize) -> Result<Additive<E>> {
+    s.scope("one-hot", |s| {
+        let (count, bits) = (places.len(), places.ring());
+        let (words, levels, domain) = (unit::block_words::<E>(bits), unit::levels::<E>(bits), 1usize << bits);
+        let roots = s.draw::<u64>(count * unit::ROOT);
+        let root = |of: &[u64], place: usize| std::array::from_fn(|i| of[place * unit::ROOT + i]);
+        let mut corrections = Vec::new();
+        if s.is_helper() {
+            let roots = |place| [root(&roots.first, place), root(&roots.second, place)];
+            let lambda = places.lambda();
+            let correct =
+                |(place, lambda): (usize, &E)| unit::correct::<E>(roots(place), bits, lambda.to_u64() as usize);
+            corrections = s.timed(Work::Randomness, |_| lambda.iter().enumerate().map(correct).collect());
         }
-    });
+        let blocks = s.tell(count * words, 64, |_| corrections.iter().flat_map(|c| &c.blocks).copied().collect())?;
+        let right = s.tell(count, levels.max(1), |_| corrections.iter().map(|c| c.right).collect())?;
+        let (roots, side) = match s.party() {
+            PartyId::P0 => return Ok(Additive::new(s.party(), [count, entries], Vec::new())),
+            PartyId::P1 => (roots.first, Side::First),
+            PartyId::P2 => (roots.second, Side::Second),
+        };
+        let mut vector = vec![E::ZERO; domain];
+        let mut half = Vec::with_capacity(count * entries);
+        for (place, (c, (blocks, &right))) in places.m().iter().zip(blocks.chunks_exact(words).zip(&right)).enumerate()
+        {
+            let corrections = Corrections { blocks, right };
+            s.timed(Work::Randomness, |_| unit::expand(root(&roots, place), side, corrections, bits, &mut vector));
+            let c = c.low(bits).to_u64() as usize;
+            half.extend((0..entries).map(|j| vector[c.wrapping_sub(j) & (domain - 1)]));
+        }
+        Ok(Additive::new(s.party(), [count, entries], half))
+    })
 }

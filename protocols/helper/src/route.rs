@@ -65,7 +65,7 @@ pub fn cost(rows: usize, experts: usize, frac: u32, spec: &RouteSpec) -> Cost {
     let wins = match pairs {
         0 => Cost::NONE,
         _ => {
-            let compared = compare::cost(pairs * rows, pairs, spec.score_ring, 1);
+            let compared = compare::cost(pairs * rows, 1, spec.score_ring, 1);
             compared.then(select::integers_cost(pairs * rows, win_bits(experts)))
         }
     };
@@ -131,8 +131,8 @@ fn wins(s: &mut Session, scores: &Masked<u32>) -> Result<Masked<u32>> {
     let mut half = vec![0u32; if s.is_helper() { 0 } else { rows * experts }];
     if !pairs.is_empty() {
         let differences = scores.each(scores.ring(), |plane| differences(plane, 1, &pairs));
-        let won = compare::at_least(s, &differences, pairs.len(), &[0])?;
-        let won = select::integers::<u32>(s, &won.iter().collect::<Vec<_>>(), ring)?;
+        let won = compare::at_least(s, &differences, 1, &[0])?;
+        let won = select::integers::<u32>(s, &won[0], ring)?;
         // One win a pair: where it is not the first's it is the second's.
         let one = u32::from(s.party() == PartyId::P1);
         for (&(i, j), won) in pairs.iter().zip(won.half().chunks_exact(rows.max(1))) {
@@ -177,7 +177,7 @@ fn exponents(
 ) -> Result<Masked<u32>> {
     let (ring, width) = (exp.ring_in(), scores.planes()[0].width());
     let picked = select_sum(s, &[Term::of(largest, &scores)], ring)?;
-    let kept = select::integers::<u32>(s, &[chosen], exp.top_bits)?;
+    let kept = select::integers::<u32>(s, chosen, exp.top_bits)?;
     let mut half = scores.to_additive().into_half();
     let beyond = ring - exp.top_bits;
     let one = u32::from(s.party() == PartyId::P1);

@@ -29,7 +29,7 @@ pub fn scale_blocks<E: Element>(
 ) -> Result<Masked<E>> {
     let ([rows, cols], [other, blocks]) = [x, weights].map(|t| [t.planes()[0].rows(), t.planes()[0].width()]).into();
     let ring = spec.ring + spec.truncate;
-    if rows != other || blocks == 0 || cols % blocks != 0 {
+    if rows != other || blocks == 0 || !cols.is_multiple_of(blocks) {
         return Err(Error::Misuse(format!("[{rows}, {cols}] in blocks by [{other}, {blocks}]")));
     }
     if x.ring().min(weights.ring()) < ring {

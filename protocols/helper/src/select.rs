@@ -11,7 +11,7 @@ use tercet_core::{Cost, Result, Session};
 use tercet_net::PartyId;
 use tercet_ring::Element;
 
-use crate::bits::{MaskedBits, Plane, bit};
+use crate::bits::{MaskedBits, bit};
 use crate::masked::{Additive, Masked};
 
 /// A product of a bit and a value: what is selected.
@@ -88,21 +88,23 @@ pub fn select_sum<E: Element>(s: &mut Session, terms: &[Term<'_, E>], ring: u32)
     Ok(Additive::new(s.party(), [len], half))
 }
 
-/// The wire cost of [`integers`] of `len` bits in all.
+/// The wire cost of [`integers`] of `len` bits.
 pub fn integers_cost(len: usize, ring: u32) -> Cost {
     Cost::deal(len, ring)
 }
 
-/// Additive sharings of masked bits as 0 and 1 in `Z_2^ring`, one set after the other: `beta + (1 - 2 beta) sigma` with `sigma` dealt.
-pub fn integers<E: Element>(s: &mut Session, sets: &[&MaskedBits], ring: u32) -> Result<Additive<E>> {
-    let len = sets.iter().map(|set| set.len()).sum();
-    let each = |plane: fn(&MaskedBits) -> Plane| sets.iter().flat_map(move |set| expand::<E>(&plane(set), set.len()));
-    let mut half = s.scope("select", |s| s.deal(len, ring, |_| each(MaskedBits::sigma).collect()))?;
+/// An additive sharing of masked bits as 0 and 1 in `Z_2^ring`: `beta + (1 - 2 beta) sigma`, with `sigma` dealt.
+pub fn integers<E: Element>(s: &mut Session, bits: &MaskedBits, ring: u32) -> Result<Additive<E>> {
+    let len = bits.len();
+    let mut half = s.scope("select", |s| s.deal(len, ring, |_| expand(&bits.sigma(), len)))?;
     if !s.is_helper() {
         let own = if s.party() == PartyId::P1 { E::ONE } else { E::ZERO };
-        for (half, beta) in half.iter_mut().zip(each(|set| set.beta().to_vec())) {
-            *half = beta.mul(own).add(E::ONE.sub(beta.add(beta)).mul(*half));
-        }
+        let beta: Vec<E> = expand(bits.beta(), len);
+        tercet_ring::simd::run!(|| {
+            half.iter_mut().zip(&beta).for_each(|(half, &beta)| {
+                *half = beta.mul(own).add(E::ONE.sub(beta.add(beta)).mul(*half));
+            });
+        });
     }
     Ok(Additive::new(s.party(), [len], half))
 }

@@ -4,15 +4,16 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
     Numerics, RouteSpec, ScaleSpec,
 };
-use tercet_core::{Error, Geometry, Result, Session, Suite};
+use tercet_core::{Error, Geometry, Layout, Result, Session, Suite};
 use tercet_ring::{Element, Tensor};
 
 use crate::attention::Heads;
+use crate::cache::Cache;
 use crate::linear::{Operand, Prepared, matrix_product, public_product};
 use crate::lookup::{Keys, lookup};
 use crate::noise::Noise;
 use crate::reentry::{Table, rows_at};
-use crate::{Masked, activation, argmax, attention, extend, norm, route, scale, truncate};
+use crate::{Masked, activation, argmax, attention, causal, extend, gated, norm, route, scale, truncate};
 
 /// This party's part of a named weight.
 pub struct Stored<'a, E> {
@@ -54,14 +55,30 @@ pub enum InputRows<E> {
     Matrix(Masked<E>),
 }
 
-/// One party's side of one request. `E` are the lanes of the wide ring: `u32` for 32 bits, `u64` for 64.
+/// One party's side of one request, or of one step of several. `E` are the lanes of the wide ring: `u32` for 32 bits, `u64` for 64.
 pub struct HelperSuite<'a, E, W> {
     session: &'a mut Session,
     weights: &'a W,
-    input: Input<E>,
-    geometry: Geometry,
+    request: Request<'a, E>,
     numerics: Numerics,
     noise: Vec<Option<Noise>>,
+}
+
+/// What is computed on.
+enum Request<'a, E> {
+    /// Whole inputs, padded to one length.
+    Inputs(Input<E>, Geometry),
+    /// The next rows of sequences, and a cache for each of these.
+    Step { rows: InputRows<E>, layout: &'a Layout, caches: Vec<&'a mut Cache> },
+}
+
+impl<E> Request<'_, E> {
+    fn rows(&self) -> &InputRows<E> {
+        match self {
+            Request::Inputs(input, _) => &input.rows,
+            Request::Step { rows, .. } => rows,
+        }
+    }
 }
 
 impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
@@ -73,7 +90,51 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
         geometry: Geometry,
         numerics: Numerics,
     ) -> HelperSuite<'a, E, W> {
-        HelperSuite { session, weights, input, geometry, numerics, noise: Vec::new() }
+        HelperSuite { session, weights, request: Request::Inputs(input, geometry), numerics, noise: Vec::new() }
+    }
+
+    /// Binds a session to weights and a step: what its rows are made of, in the order of `layout`, and the cache of each sequence,
+    /// which holds as many positions as the layout says and takes up those of this step. `caches` of a step that failed are of no
+    /// more use.
+    ///
+    /// # Errors
+    /// The caches are not those of the layout, or a sequence has no row.
+    pub fn step(
+        session: &'a mut Session,
+        weights: &'a W,
+        rows: InputRows<E>,
+        layout: &'a Layout,
+        caches: Vec<&'a mut Cache>,
+        numerics: Numerics,
+    ) -> Result<HelperSuite<'a, E, W>> {
+        let held: Vec<usize> = caches.iter().map(|cache| cache.len()).collect();
+        let pasts = layout.sequences.iter().map(|extent| extent.past);
+        if !pasts.eq(held.iter().copied()) || layout.sequences.iter().any(|extent| extent.rows == 0) {
+            return Err(Error::Misuse(format!("caches of {held:?} positions for {:?}", layout.sequences)));
+        }
+        Ok(HelperSuite {
+            session,
+            weights,
+            request: Request::Step { rows, layout, caches },
+            numerics,
+            noise: Vec::new(),
+        })
+    }
+
+    /// The padded inputs; an error in a step.
+    fn inputs(&mut self) -> Result<(&mut Input<E>, Geometry)> {
+        match &mut self.request {
+            Request::Inputs(input, geometry) => Ok((input, *geometry)),
+            Request::Step { .. } => Err(Error::Misuse("an operation on padded inputs in a step of a decoder".into())),
+        }
+    }
+
+    /// The layout of a step; an error on padded inputs.
+    fn layout(&self) -> Result<&'a Layout> {
+        match self.request {
+            Request::Step { layout, .. } => Ok(layout),
+            Request::Inputs(..) => Err(not_a_step()),
+        }
     }
 
     /// The same with noise for the rows that the choice of a token meets, in their order.
@@ -105,14 +166,14 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
     }
 
     fn input(&mut self) -> Result<Masked<E>> {
-        match &self.input.rows {
+        match self.request.rows() {
             InputRows::Matrix(matrix) => Ok(matrix.clone()),
             _ => Err(Error::Misuse("the model reads a matrix, the request brings none".into())),
         }
     }
 
     fn lookup(&mut self, table: &str, _: &LookupSpec) -> Result<Masked<E>> {
-        match &self.input.rows {
+        match self.request.rows() {
             // A public table: the client has looked up by itself.
             InputRows::Matrix(matrix) => Ok(matrix.clone()),
             InputRows::Lookup(keys) => {
@@ -177,8 +238,9 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
             Tensor::new([data.len() / width.max(1), width], data)
         });
         // The new row counts like any other: no bias, and a weight of one.
-        let (party, column) = (self.session.party(), [self.geometry.batch, 1]);
-        let Input { key_bias, row_weight, .. } = &mut self.input;
+        let party = self.session.party();
+        let (Input { key_bias, row_weight, .. }, geometry) = self.inputs()?;
+        let column = [geometry.batch, 1];
         let no_bias = Masked::public(party, key_bias.ring(), Tensor::zeros(column));
         *key_bias = Masked::join_columns(&[no_bias, key_bias.clone()]);
         let ones = Masked::public(party, row_weight.ring(), Tensor::zeros(column).map(|_: E| E::ONE));
@@ -187,15 +249,59 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
     }
 
     fn layer_norm(&mut self, x: &Masked<E>, gain: &str, bias: &str, spec: &NormSpec) -> Result<Masked<E>> {
+        if !spec.centred {
+            return Err(Error::Misuse(format!("{gain} is of a LayerNorm, its numbers of an RMSNorm")));
+        }
         let (gain, bias) = (self.masked::<u64>(gain)?, self.masked::<u64>(bias)?);
         norm::layer_norm(self.session, x, &gain, &bias, spec)
     }
 
+    fn rms_norm(&mut self, x: &Masked<E>, gain: &str, spec: &NormSpec) -> Result<Masked<E>> {
+        if spec.centred {
+            return Err(Error::Misuse(format!("{gain} is of an RMSNorm, its numbers of a LayerNorm")));
+        }
+        let gain = self.masked::<u64>(gain)?;
+        norm::rms_norm(self.session, x, &gain, spec)
+    }
+
     fn attention(&mut self, qkv: &Masked<E>, rows: usize, heads: usize, spec: &AttentionSpec) -> Result<Masked<E>> {
         let width = self.shape(qkv).1 / 3 / heads;
-        let heads = Heads { batch: self.geometry.batch, rows, heads, width };
-        let key_bias = self.input.key_bias.low(spec.score_ring);
+        let (Input { key_bias, .. }, Geometry { batch, .. }) = self.inputs()?;
+        let (key_bias, heads) = (key_bias.low(spec.score_ring), Heads { batch, rows, heads, width });
         attention::attention(self.session, qkv, &key_bias, heads, self.numerics.frac, spec)
+    }
+
+    fn causal_attention(
+        &mut self,
+        qkv: &Masked<E>,
+        layer: usize,
+        heads: &CausalHeads,
+        spec: &CausalSpec,
+    ) -> Result<Masked<E>> {
+        let Request::Step { layout, caches, .. } = &mut self.request else { return Err(not_a_step()) };
+        causal::attention(self.session, qkv, layout, caches, layer, heads, self.numerics.frac, spec)
+    }
+
+    fn add_positions(&mut self, x: &Masked<E>, rows: &str) -> Result<Masked<E>> {
+        let layout = self.layout()?;
+        let Stored { rows: available, cols, ring, planes, public } = self.weights.stored::<E>(rows)?;
+        let last = layout.positions().max().unwrap_or(0);
+        if self.shape(x) != (layout.rows(), cols) || last >= available || ring < x.ring() {
+            let (total, width) = self.shape(x);
+            let what = format!("{rows} has {available} rows of {cols} for {total} of {width}, up to position {last}");
+            return Err(Error::Misuse(what));
+        }
+        let pick = |plane: &[E]| {
+            let data: Vec<E> = layout.positions().flat_map(|at| &plane[at * cols..][..cols]).copied().collect();
+            Tensor::new([layout.rows(), cols], data)
+        };
+        let (party, ring) = (self.session.party(), x.ring());
+        let picked = if public {
+            Masked::public(party, ring, pick(planes[0]))
+        } else {
+            Masked::new(party, ring, planes.map(pick))
+        };
+        Ok(x.clone().add(&picked))
     }
 
     fn activation(&mut self, x: &Masked<E>, spec: &ActivationSpec) -> Result<Masked<E>> {
@@ -214,24 +320,8 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
         argmax::choose(self.session, x, self.numerics.frac, spec, &self.noise)
     }
 
-    fn rms_norm(&mut self, _: &Masked<E>, gain: &str, _: &NormSpec) -> Result<Masked<E>> {
-        Err(Error::Misuse(format!("RMSNorm with {gain}")))
-    }
-
-    fn causal_attention(&mut self, _: &Masked<E>, layer: usize, _: &CausalHeads, _: &CausalSpec) -> Result<Masked<E>> {
-        Err(Error::Misuse(format!("causal attention {layer}")))
-    }
-
-    fn add_positions(&mut self, _: &Masked<E>, rows: &str) -> Result<Masked<E>> {
-        Err(Error::Misuse(format!("positions of {rows}")))
-    }
-
-    fn gated(&mut self, _: &Masked<E>, _: &GatedSpec) -> Result<Masked<E>> {
-        Err(Error::Misuse("a gated function".into()))
-    }
-
-    fn last_row(&mut self, _: &Masked<E>) -> Result<Masked<E>> {
-        Err(Error::Misuse("the last row".into()))
+    fn gated(&mut self, x: &Masked<E>, spec: &GatedSpec) -> Result<Masked<E>> {
+        gated::gated(self.session, x, self.numerics.frac, spec)
     }
 
     fn add(&mut self, x: &Masked<E>, y: &Masked<E>, ring: u32) -> Result<Masked<E>> {
@@ -249,11 +339,35 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
         }))
     }
 
+    fn last_row(&mut self, x: &Masked<E>) -> Result<Masked<E>> {
+        let (layout, (rows, width)) = (self.layout()?, self.shape(x));
+        if rows != layout.rows() {
+            return Err(Error::Misuse(format!("{rows} rows for a layout of {}", layout.rows())));
+        }
+        if layout.every_row {
+            return Ok(x.clone());
+        }
+        let ends = layout.sequences.iter().scan(0, |end, extent| {
+            *end += extent.rows;
+            Some(*end)
+        });
+        let lasts: Vec<usize> = ends.map(|end| end - 1).collect();
+        Ok(x.each(x.ring(), |plane| {
+            let data: Vec<E> = lasts.iter().flat_map(|&row| &plane.data()[row * width..][..width]).copied().collect();
+            Tensor::new([lasts.len(), width], data)
+        }))
+    }
+
     fn sum_rows(&mut self, x: &Masked<E>, rows: usize) -> Result<Masked<E>> {
-        let (batch, width, ring) = (self.geometry.batch, self.shape(x).1, self.numerics.wide);
-        let weights = self.input.row_weight.clone().reshape([batch, 1, rows]);
+        let (width, ring) = (self.shape(x).1, self.numerics.wide);
+        let (Input { row_weight, .. }, Geometry { batch, .. }) = self.inputs()?;
+        let weights = row_weight.clone().reshape([batch, 1, rows]);
         let x = Prepared::new(x);
         let z = matrix_product(self.session, &weights, x.operand(), [batch, 1, rows, width], ring)?;
         truncate::remask(self.session, z.reshape([batch, width]), ring)
     }
+}
+
+fn not_a_step() -> Error {
+    Error::Misuse("an operation of a decoder's step on padded inputs".into())
 }

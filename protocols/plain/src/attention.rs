@@ -39,12 +39,19 @@ fn attend([queries, keys, values]: [Value; 3], key_bias: &[i64], frac: u32, spec
     let mut weights = Vec::with_capacity(rows * rows);
     for row in scores.data().chunks(rows) {
         let largest = row.iter().copied().max().unwrap_or(0);
-        weights.extend(row.iter().map(|&score| exponential(wrap(largest - score, spec.score_ring), frac, spec)));
+        // The half unit is what keeps the exponent of the shares non-negative, whose maximum may be low; the division by the sum
+        // takes it out again.
+        let below = |&score: &i64| wrap(largest - score, spec.score_ring) + (1 << (frac - 1));
+        weights.extend(row.iter().map(|score| exponential(below(score), frac, spec)));
     }
-    let weights = Value::new(rows, rows, spec.exp_ring, weights).widen(spec.value_ring);
+    normalized(&Value::new(rows, rows, spec.exp_ring, weights), &values, spec)
+}
 
-    let out_ring = spec.value_ring - spec.exp_frac;
-    let out = weights.product(values.data(), values.cols(), spec.value_ring).truncate(spec.exp_frac, out_ring);
+/// Rows of weights times values, over the sums of the rows.
+pub(crate) fn normalized(weights: &Value, values: &Value, spec: &AttentionSpec) -> Value {
+    let (rows, by) = (weights.rows(), spec.value_truncate());
+    let weights = weights.widen(spec.value_ring);
+    let out = weights.product(values.data(), values.cols(), spec.value_ring).truncate(by, spec.value_ring - by);
     let mut normalized = Vec::with_capacity(out.data().len());
     for row in 0..rows {
         let sum = weights.row(row).iter().fold(0i64, |s, &w| s.wrapping_add(w));
@@ -55,14 +62,8 @@ fn attend([queries, keys, values]: [Value; 3], key_bias: &[i64], frac: u32, spec
     normalized.truncate(spec.normalize_ring - spec.ring, spec.ring)
 }
 
-/// `2^-(below + 1/2)`, rounded once; zero from an exponent of 16 on. The half unit is what keeps the exponent of the shares
-/// non-negative, whose maximum may be low; the division by the sum takes it out again.
-fn exponential(below: i64, frac: u32, spec: &AttentionSpec) -> i64 {
-    power(below + (1 << (frac - 1)), frac, spec)
-}
-
-/// `2^-t`, rounded once; zero from 16 on.
-pub(crate) fn power(t: i64, frac: u32, spec: &AttentionSpec) -> i64 {
+/// `2^-t`, rounded once; zero from an exponent of 16 on.
+pub(crate) fn exponential(t: i64, frac: u32, spec: &AttentionSpec) -> i64 {
     let ring = frac + EXP_LOG2_RANGE + spec.exp_top_bits;
     let t = t & ((1 << ring) - 1);
     if t >> (frac + EXP_LOG2_RANGE) != 0 {
@@ -94,9 +95,9 @@ mod tests {
     #[test]
     fn exponentials_are_rounded_once_and_end_at_sixteen() {
         let at = |t: f64| exponential((t * 1024.0) as i64, 10, &spec());
-        assert_eq!(at(0.5), 2048);
-        assert_eq!((at(12.4), at(12.5)), (1, 0), "more than half a unit, and half of one, which goes to even");
-        assert_eq!((at(15.49), at(15.5), at(400.0), at(500.0)), (0, 0, 0, 0));
+        assert_eq!(at(1.0), 2048);
+        assert_eq!((at(12.9), at(13.0)), (1, 0), "more than half a unit, and half of one, which goes to even");
+        assert_eq!((at(15.99), at(16.0), at(400.0), at(500.0)), (0, 0, 0, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use tercet_core::spec::{ChoiceSpec, RouteSpec, ScaleSpec};
 
-use crate::attention::power;
+use crate::attention::exponential;
 use crate::norm::inverse;
 use crate::value::{Value, truncate, wrap};
 
@@ -29,7 +29,7 @@ pub(crate) fn route(x: &Value, frac: u32, spec: &RouteSpec) -> Value {
         // Of equals the first.
         let ahead = |at: usize| (0..row.len()).filter(|&j| row[j] > row[at] || (row[j] == row[at] && j < at)).count();
         let largest = row.iter().copied().max().unwrap_or(0);
-        let weight = |at: usize| if ahead(at) < *top { power(largest - row[at], frac, spec) } else { 0 };
+        let weight = |at: usize| if ahead(at) < *top { exponential(largest - row[at], frac, spec) } else { 0 };
         let row: Vec<i64> = (0..row.len()).map(weight).collect();
         let inverse = inverse(row.iter().sum(), &spec.inverse);
         weights.extend(row.iter().map(|&w| truncate(w.wrapping_mul(inverse), by, spec.ring)));

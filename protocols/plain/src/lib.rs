@@ -9,10 +9,12 @@
 
 mod activation;
 mod attention;
+mod causal;
 mod choice;
 mod norm;
 mod suite;
 mod value;
 
+pub use causal::PlainCache;
 pub use suite::{PlainInput, PlainRows, PlainSuite, PlainWeight, PlainWeights};
 pub use value::Value;

@@ -1,17 +1,20 @@
-//! LayerNorm and the inverse root in it.
+//! LayerNorm and RMSNorm, and the inverse root in them.
 
 use tercet_core::spec::{InverseSpec, NormSpec};
 
 use crate::value::{self, Value, wrap};
 
-/// LayerNorm of the rows of a matrix.
-pub(crate) fn layer_norm(x: &Value, gain: &[i64], bias: &[i64], spec: &NormSpec) -> Value {
+/// LayerNorm of the rows of a matrix, or RMSNorm, which has no bias.
+pub(crate) fn normalized(x: &Value, gain: &[i64], bias: Option<&[i64]>, spec: &NormSpec) -> Value {
     let width = x.cols() as i64;
     let (square_ring, ring) = (spec.square_ring(), spec.ring + spec.truncate);
     let mut products = Vec::with_capacity(x.data().len());
     for row in x.data().chunks(x.cols().max(1)) {
         let sum = row.iter().fold(0i64, |s, &v| s.wrapping_add(v));
-        let centred = |&v: &i64| wrap(v.wrapping_mul(width).wrapping_sub(sum), spec.extended);
+        let centred = |&v: &i64| {
+            let d = if spec.centred { v.wrapping_mul(width).wrapping_sub(sum) } else { v };
+            wrap(d, spec.extended)
+        };
         let d: Vec<i64> = row.iter().map(centred).collect();
         let square = |s: i64, &d: &i64| {
             let d = value::truncate(d, spec.square_shift, square_ring);
@@ -26,7 +29,8 @@ pub(crate) fn layer_norm(x: &Value, gain: &[i64], bias: &[i64], spec: &NormSpec)
         products.extend(d.iter().zip(gain).map(scaled).map(|scaled| scaled.wrapping_mul(root)));
     }
     let product = Value::new(x.rows(), x.cols(), ring, products);
-    product.with_row(bias, i64::wrapping_add).truncate(spec.truncate, spec.ring)
+    let product = if let Some(bias) = bias { product.with_row(bias, i64::wrapping_add) } else { product };
+    product.truncate(spec.truncate, spec.ring)
 }
 
 /// `v^-power` by its lines.
@@ -44,6 +48,7 @@ mod tests {
         let x: Vec<i64> = (0..2 * width).map(|i| ((i * 7919) % 2003) as i64 * 3 + 5000).collect();
         // The deviation is near 1730: d at scale 2^3 of x, the scaled row at 2^5, coarse d at 2^-3; v near 2^22.
         let mut spec = NormSpec {
+            centred: true,
             extended: 48,
             shift: 3,
             gain_frac,
@@ -59,7 +64,7 @@ mod tests {
         spec.truncate = (spec.product_frac(width) - 10) as u32;
         let gain = vec![(NormSpec::gain_factor(width) * f64::from(1u32 << gain_frac)).round() as i64; width];
         let bias = vec![1 << (10 + spec.truncate); width];
-        let got = layer_norm(&Value::new(2, width, 32, x.clone()), &gain, &bias, &spec);
+        let got = normalized(&Value::new(2, width, 32, x.clone()), &gain, Some(&bias), &spec);
         for (got, x) in got.data().chunks(width).zip(x.chunks(width)) {
             let mean = x.iter().sum::<i64>() as f64 / width as f64;
             let variance = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / width as f64;

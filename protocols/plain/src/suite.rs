@@ -4,10 +4,11 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
     Numerics, RouteSpec, ScaleSpec,
 };
-use tercet_core::{Error, Geometry, Result, Suite};
+use tercet_core::{Error, Geometry, Layout, Result, Suite};
 
+use crate::causal::PlainCache;
 use crate::value::Value;
-use crate::{activation, attention, choice, norm};
+use crate::{activation, attention, causal, choice, norm};
 
 /// A named weight, encoded: `round(v * factor * 2^frac)`.
 #[derive(Clone, Debug)]
@@ -46,13 +47,47 @@ pub enum PlainRows {
     Matrix(Vec<i64>),
 }
 
-/// One request on plain integers.
+/// One request, or one step of several, on plain integers.
 pub struct PlainSuite<'a, W> {
     weights: &'a W,
-    input: PlainInput,
-    geometry: Geometry,
+    request: Request<'a>,
     numerics: Numerics,
     noise: Option<Vec<i64>>,
+}
+
+/// What is computed on.
+enum Request<'a> {
+    /// Whole inputs, padded to one length.
+    Inputs(PlainInput, Geometry),
+    /// The next rows of sequences, and a cache for each of these.
+    Step { rows: PlainRows, layout: &'a Layout, caches: Vec<&'a mut PlainCache> },
+}
+
+impl Request<'_> {
+    fn rows(&self) -> &PlainRows {
+        match self {
+            Request::Inputs(input, _) => &input.rows,
+            Request::Step { rows, .. } => rows,
+        }
+    }
+
+    /// Rows of the input.
+    fn total(&self) -> usize {
+        match self {
+            Request::Inputs(_, Geometry { batch, rows }) => batch * rows,
+            Request::Step { layout, .. } => layout.rows(),
+        }
+    }
+}
+
+impl PlainRows {
+    /// Whether these are so many rows.
+    fn are(&self, total: usize) -> bool {
+        match self {
+            PlainRows::Lookup(ids) => ids.len() == total,
+            PlainRows::Matrix(data) => total > 0 && data.len() % total == 0,
+        }
+    }
 }
 
 impl<'a, W: PlainWeights> PlainSuite<'a, W> {
@@ -62,17 +97,33 @@ impl<'a, W: PlainWeights> PlainSuite<'a, W> {
     /// The input does not have the shape of `geometry`.
     pub fn new(weights: &'a W, input: PlainInput, geometry: Geometry, numerics: Numerics) -> Result<PlainSuite<'a, W>> {
         let total = geometry.batch * geometry.rows;
-        let rows_fit = match &input.rows {
-            PlainRows::Lookup(ids) => ids.len() == total,
-            PlainRows::Matrix(data) => total > 0 && data.len() % total == 0,
-        };
-        if !rows_fit || input.key_bias.len() != total || input.row_weight.len() != total {
+        if !input.rows.are(total) || input.key_bias.len() != total || input.row_weight.len() != total {
             return Err(Error::Misuse(format!(
                 "an input of another shape than {} of {}",
                 geometry.batch, geometry.rows
             )));
         }
-        Ok(PlainSuite { weights, input, geometry, numerics, noise: None })
+        Ok(PlainSuite { weights, request: Request::Inputs(input, geometry), numerics, noise: None })
+    }
+
+    /// Binds weights and a step: what its rows are made of, in the order of `layout`, and the cache of each sequence.
+    ///
+    /// # Errors
+    /// Rows or caches are not those of the layout, or a sequence has no row.
+    pub fn step(
+        weights: &'a W,
+        rows: PlainRows,
+        layout: &'a Layout,
+        caches: Vec<&'a mut PlainCache>,
+        numerics: Numerics,
+    ) -> Result<PlainSuite<'a, W>> {
+        let held: Vec<usize> = caches.iter().map(|cache| cache.len()).collect();
+        let pasts = layout.sequences.iter().map(|extent| extent.past);
+        let fit = pasts.eq(held.iter().copied()) && layout.sequences.iter().all(|extent| extent.rows > 0);
+        if !fit || !rows.are(layout.rows()) {
+            return Err(Error::Misuse(format!("caches of {held:?} positions for {:?}", layout.sequences)));
+        }
+        Ok(PlainSuite { weights, request: Request::Step { rows, layout, caches }, numerics, noise: None })
     }
 
     /// The same with noise for the scores among which a token is chosen, an element each, at the scale of the comparisons.
@@ -81,8 +132,24 @@ impl<'a, W: PlainWeights> PlainSuite<'a, W> {
     }
 
     fn matrix(&self, data: &[i64]) -> Value {
-        let total = self.geometry.batch * self.geometry.rows;
+        let total = self.request.total();
         Value::new(total, data.len() / total, self.numerics.wide, data.to_vec())
+    }
+
+    /// The padded inputs; an error in a step.
+    fn inputs(&mut self) -> Result<&mut PlainInput> {
+        match &mut self.request {
+            Request::Inputs(input, _) => Ok(input),
+            Request::Step { .. } => Err(Error::Misuse("an operation on padded inputs in a step of a decoder".into())),
+        }
+    }
+
+    /// The layout of a step; an error on padded inputs.
+    fn layout(&self) -> Result<&'a Layout> {
+        match self.request {
+            Request::Step { layout, .. } => Ok(layout),
+            Request::Inputs(..) => Err(not_a_step()),
+        }
     }
 
     /// A weight of one row, as long as `cols`.
@@ -105,14 +172,14 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
     }
 
     fn input(&mut self) -> Result<Value> {
-        match &self.input.rows {
+        match self.request.rows() {
             PlainRows::Matrix(data) => Ok(self.matrix(data)),
             PlainRows::Lookup(_) => Err(Error::Misuse("the model reads a matrix, the request brings indices".into())),
         }
     }
 
     fn lookup(&mut self, table: &str, _: &LookupSpec) -> Result<Value> {
-        match &self.input.rows {
+        match self.request.rows() {
             PlainRows::Matrix(data) => Ok(self.matrix(data)),
             PlainRows::Lookup(ids) => {
                 let PlainWeight { rows, cols, values } = self.weights.weight(table)?;
@@ -158,21 +225,51 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
     fn prepend_row(&mut self, x: &Value, row: &str, count: usize) -> Result<Value> {
         let row = self.row(row, x.cols())?;
         // The new row counts like any other.
-        self.input.key_bias = prepended(&self.input.key_bias, count, &[0]);
-        self.input.row_weight = prepended(&self.input.row_weight, count, &[1]);
+        let input = self.inputs()?;
+        input.key_bias = prepended(&input.key_bias, count, &[0]);
+        input.row_weight = prepended(&input.row_weight, count, &[1]);
         let data = prepended(x.data(), count * x.cols(), row);
         Ok(Value::new(data.len() / x.cols().max(1), x.cols(), x.ring(), data))
     }
 
     fn layer_norm(&mut self, x: &Value, gain: &str, bias: &str, spec: &NormSpec) -> Result<Value> {
-        Ok(norm::layer_norm(x, self.row(gain, x.cols())?, self.row(bias, x.cols())?, spec))
+        if !spec.centred {
+            return Err(Error::Misuse(format!("{gain} is of a LayerNorm, its numbers of an RMSNorm")));
+        }
+        Ok(norm::normalized(x, self.row(gain, x.cols())?, Some(self.row(bias, x.cols())?), spec))
+    }
+
+    fn rms_norm(&mut self, x: &Value, gain: &str, spec: &NormSpec) -> Result<Value> {
+        if spec.centred {
+            return Err(Error::Misuse(format!("{gain} is of an RMSNorm, its numbers of a LayerNorm")));
+        }
+        Ok(norm::normalized(x, self.row(gain, x.cols())?, None, spec))
     }
 
     fn attention(&mut self, qkv: &Value, rows: usize, heads: usize, spec: &AttentionSpec) -> Result<Value> {
-        if self.input.key_bias.len() != qkv.rows() {
-            return Err(Error::Misuse(format!("{} key biases for {} rows", self.input.key_bias.len(), qkv.rows())));
+        let frac = self.numerics.frac;
+        let PlainInput { key_bias, .. } = self.inputs()?;
+        if key_bias.len() != qkv.rows() {
+            return Err(Error::Misuse(format!("{} key biases for {} rows", key_bias.len(), qkv.rows())));
         }
-        Ok(attention::attention(qkv, &self.input.key_bias, rows, heads, self.numerics.frac, spec))
+        Ok(attention::attention(qkv, key_bias, rows, heads, frac, spec))
+    }
+
+    fn causal_attention(&mut self, qkv: &Value, layer: usize, heads: &CausalHeads, spec: &CausalSpec) -> Result<Value> {
+        let Request::Step { layout, caches, .. } = &mut self.request else { return Err(not_a_step()) };
+        causal::attention(qkv, layout, caches, layer, heads, self.numerics.frac, spec)
+    }
+
+    fn add_positions(&mut self, x: &Value, rows: &str) -> Result<Value> {
+        let layout = self.layout()?;
+        let PlainWeight { rows: available, cols, values } = self.weights.weight(rows)?;
+        let last = layout.positions().max().unwrap_or(0);
+        if (x.rows(), x.cols()) != (layout.rows(), *cols) || last >= *available {
+            let of = format!("{rows} has {available} rows of {cols}");
+            return Err(Error::Misuse(format!("{of} for {} of {}, up to position {last}", x.rows(), x.cols())));
+        }
+        let picked = layout.positions().flat_map(|at| &values[at * cols..][..*cols]).copied().collect();
+        Ok(x.add(&Value::new(x.rows(), *cols, x.ring(), picked)))
     }
 
     fn activation(&mut self, x: &Value, spec: &ActivationSpec) -> Result<Value> {
@@ -187,7 +284,7 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
     }
 
     fn scale_blocks(&mut self, x: &Value, weights: &Value, spec: &ScaleSpec) -> Result<Value> {
-        if x.rows() != weights.rows() || weights.cols() == 0 || x.cols() % weights.cols() != 0 {
+        if x.rows() != weights.rows() || weights.cols() == 0 || !x.cols().is_multiple_of(weights.cols()) {
             let (a, b) = ([x.rows(), x.cols()], [weights.rows(), weights.cols()]);
             return Err(Error::Misuse(format!("{a:?} in blocks by {b:?}")));
         }
@@ -204,24 +301,19 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
         Ok(choice::choose(x, self.numerics.frac, spec, self.noise.as_deref()))
     }
 
-    fn rms_norm(&mut self, _: &Value, gain: &str, _: &NormSpec) -> Result<Value> {
-        Err(Error::Misuse(format!("RMSNorm with {gain}")))
-    }
-
-    fn causal_attention(&mut self, _: &Value, layer: usize, _: &CausalHeads, _: &CausalSpec) -> Result<Value> {
-        Err(Error::Misuse(format!("causal attention {layer}")))
-    }
-
-    fn add_positions(&mut self, _: &Value, rows: &str) -> Result<Value> {
-        Err(Error::Misuse(format!("positions of {rows}")))
-    }
-
-    fn gated(&mut self, _: &Value, _: &GatedSpec) -> Result<Value> {
-        Err(Error::Misuse("a gated function".into()))
-    }
-
-    fn last_row(&mut self, _: &Value) -> Result<Value> {
-        Err(Error::Misuse("the last row".into()))
+    fn gated(&mut self, x: &Value, spec: &GatedSpec) -> Result<Value> {
+        let (width, ring) = (x.cols() / 2, spec.ring + spec.truncate);
+        let (a, b) = (x.block(0, x.rows(), 0, width), x.block(0, x.rows(), width, width));
+        let gate = activation::activation(&a, self.numerics.frac, &spec.activation);
+        if gate.ring() < ring || !x.cols().is_multiple_of(2) {
+            let left = gate.ring();
+            return Err(Error::Misuse(format!(
+                "a gate of {} columns in {left} bits for a product in {ring}",
+                x.cols()
+            )));
+        }
+        let product = gate.data().iter().zip(b.data()).map(|(a, b)| a.wrapping_mul(*b)).collect();
+        Ok(Value::new(x.rows(), width, ring, product).truncate(spec.truncate, spec.ring))
     }
 
     fn add(&mut self, x: &Value, y: &Value, ring: u32) -> Result<Value> {
@@ -236,20 +328,42 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
         Ok(Value::new(data.len() / x.cols().max(1), x.cols(), x.ring(), data))
     }
 
+    fn last_row(&mut self, x: &Value) -> Result<Value> {
+        let layout = self.layout()?;
+        if x.rows() != layout.rows() {
+            return Err(Error::Misuse(format!("{} rows for a layout of {}", x.rows(), layout.rows())));
+        }
+        if layout.every_row {
+            return Ok(x.clone());
+        }
+        let ends = layout.sequences.iter().scan(0, |end, extent| {
+            *end += extent.rows;
+            Some(*end)
+        });
+        let data: Vec<i64> = ends.flat_map(|end| x.row(end - 1)).copied().collect();
+        Ok(Value::new(layout.sequences.len(), x.cols(), x.ring(), data))
+    }
+
     fn sum_rows(&mut self, x: &Value, rows: usize) -> Result<Value> {
+        let wide = self.numerics.wide;
+        let PlainInput { row_weight, .. } = self.inputs()?;
         let mut data = Vec::with_capacity(x.rows() / rows.max(1) * x.cols());
-        for (input, weights) in self.input.row_weight.chunks(rows.max(1)).enumerate() {
+        for (input, weights) in row_weight.chunks(rows.max(1)).enumerate() {
             data.extend_from_slice(
                 Value::new(1, rows, x.ring(), weights.to_vec())
-                    .product(x.block(input * rows, rows, 0, x.cols()).data(), x.cols(), self.numerics.wide)
+                    .product(x.block(input * rows, rows, 0, x.cols()).data(), x.cols(), wide)
                     .data(),
             );
         }
-        Ok(Value::new(data.len() / x.cols().max(1), x.cols(), self.numerics.wide, data))
+        Ok(Value::new(data.len() / x.cols().max(1), x.cols(), wide, data))
     }
 }
 
 /// `first` before every `len` elements.
 fn prepended(data: &[i64], len: usize, first: &[i64]) -> Vec<i64> {
     data.chunks(len.max(1)).flat_map(|input| first.iter().chain(input)).copied().collect()
+}
+
+fn not_a_step() -> Error {
+    Error::Misuse("an operation of a decoder's step on padded inputs".into())
 }

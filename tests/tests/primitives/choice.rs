@@ -107,12 +107,13 @@ fn sampled_places_follow_the_softmax() {
     let row = [0.0, 1.0, -1.5, 2.0, 0.5, 2.0, -4.0, 1.25];
     let (rows, width) = (4000, row.len());
     let values: Vec<i64> = row.map(|v: f64| (v * 1024.0) as i64).repeat(rows);
-    for (temperature, compare_frac, compare_ring) in [(1.0, 5, 15), (0.5, 10, 20), (2.0, 10, 20)] {
+    let cases: [(f64, u32, u32, &[u8]); 3] = [(1.0, 5, 15, b"coarse"), (0.5, 10, 20, b"cold"), (2.0, 10, 20, b"hot")];
+    for (temperature, compare_frac, compare_ring, seeds) in cases {
         let x = share::<u32>(&values, &[rows, width], 20, 24);
         let spec = spec(width, compare_frac, compare_ring);
         let run = World::default().run(|s| {
             let me = s.party().index();
-            argmax::choose(s, &x[me], 10, &spec, &noise(me, temperature, b"softmax", rows))
+            argmax::choose(s, &x[me], 10, &spec, &noise(me, temperature, seeds, rows))
         });
         let mut counts = [0f64; 8];
         places(&run, spec.index_bits).iter().for_each(|&place| counts[place] += 1.0);
@@ -196,7 +197,7 @@ fn reenter<E: Element>(entries: usize, width: usize, wanted: &[i64], ring: u32, 
         _ => vec![0; width],
     };
     assert_eq!(reveal(&run.outputs), wanted.iter().flat_map(row).collect::<Vec<_>>(), "{wanted:?} of {entries}");
-    assert_eq!(run.cost, reentry::cost(wanted.len(), [entries, width], bits, ring, public));
+    assert_eq!(run.cost, reentry::cost::<E>(wanted.len(), [entries, width], bits, ring, public));
     run
 }
 
@@ -245,5 +246,5 @@ fn a_chosen_token_goes_back_in() {
     });
     assert_eq!(reveal(&run.outputs), expected.collect::<Vec<_>>());
     let parts: Cost = argmax::cost(rows, entries, &spec, false);
-    assert_eq!(run.cost, parts.then(reentry::cost(rows, [entries, width], 9, 64, false)));
+    assert_eq!(run.cost, parts.then(reentry::cost::<u64>(rows, [entries, width], 9, 64, false)));
 }

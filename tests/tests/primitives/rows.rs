@@ -41,6 +41,7 @@ const GAIN_FRAC: u32 = 12;
 /// For deviations from 1/8 to 7 of inputs at scale 10; the result at scale 10 in 32 bits. The root leaves in `ring_out` bits.
 fn norm_spec(ring_out: u32) -> NormSpec {
     let mut spec = NormSpec {
+        centred: true,
         extended: 46,
         shift: 6,
         gain_frac: GAIN_FRAC,

@@ -65,7 +65,13 @@ const fn gpt2(layers: usize, hidden: usize, heads: usize) -> Origin {
     Origin::Random(Shape { layers, hidden, heads, intermediate: 4 * hidden, family })
 }
 
-const fn llama(layers: usize, hidden: usize, [heads, kv_heads]: [usize; 2], intermediate: usize, experts: usize) -> Origin {
+const fn llama(
+    layers: usize,
+    hidden: usize,
+    [heads, kv_heads]: [usize; 2],
+    intermediate: usize,
+    experts: usize,
+) -> Origin {
     let family = Family::Llama { vocab: 32_000, positions: 2048, kv_heads, experts };
     Origin::Random(Shape { layers, hidden, heads, intermediate, family })
 }
