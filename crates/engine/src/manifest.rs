@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tercet_core::{Error, Geometry, Result};
 use tercet_helper::price::{Price, Shapes};
-use tercet_model::{Generation, Interface};
 use tercet_model::graph::{Graph, Op, Output, TensorSpec};
+use tercet_model::{Generation, Interface};
 use tercet_net::codec;
 
 use crate::numerics::{ModelNumerics, NodeSpec};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 use tercet_core::{Error, Geometry};
-use tercet_engine::{MAX_ROWS_AT_ONCE, NOISE_SPREAD, ModelShare, StoreError, plan, plan_step};
+use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StoreError, plan, plan_step};
 use tercet_model::{Decoder, Interface};
 use tercet_net::{ModelCard, PartyId, codec};
 
