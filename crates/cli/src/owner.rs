@@ -110,6 +110,7 @@ pub(crate) fn manifest(model: &Model, numerics: ModelNumerics) -> Manifest {
         graph: model.graph.clone(),
         numerics,
         tokenizer: model.tokenizer().map(|tokenizer| tokenizer.json().to_vec()),
+        generation: model.generation.clone(),
         base: None,
     }
 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tercet_core::{Error, Geometry, Result};
 use tercet_helper::price::{Price, Shapes};
-use tercet_model::Interface;
 use tercet_model::graph::{Graph, Op, Output, TensorSpec};
+use tercet_model::{Generation, Interface};
 use tercet_net::codec;
 
 use crate::numerics::{ModelNumerics, NodeSpec};
@@ -33,6 +33,8 @@ pub struct Manifest {
     pub numerics: ModelNumerics,
     /// The tokenizer as JSON, for models of texts.
     pub tokenizer: Option<Vec<u8>>,
+    /// How its makers generate with it, for models of tokens.
+    pub generation: Option<Generation>,
     /// For a model that another one lends most of its tensors.
     pub base: Option<Base>,
 }
@@ -72,7 +74,11 @@ impl Manifest {
             let Some(NodeSpec::Linear(scores)) = self.numerics.nodes.last() else {
                 return Err(Error::Misuse("a decoder whose last operation is no linear layer".into()));
             };
-            return Ok(self.numerics.interface(&self.graph, scores.ring));
+            let mut interface = self.numerics.interface(&self.graph, scores.ring);
+            if let (Some(decoder), Some(generation)) = (&mut interface.decoder, &self.generation) {
+                decoder.generation = generation.clone();
+            }
+            return Ok(interface);
         }
         let probe = Geometry { batch: 1, rows: 1.max(self.graph.max_rows().min(2)) };
         Ok(self.numerics.interface(&self.graph, self.output_ring(probe)?))
@@ -170,6 +176,9 @@ impl Manifest {
         let lanes_fit = |t: &crate::TensorFormat| matches!(t.lane_bits, 32 | 64) && (1..=t.lane_bits).contains(&t.ring);
         if !self.graph.tensors.iter().all(|t| self.numerics.tensors.get(&t.name).is_some_and(lanes_fit)) {
             return bad("a tensor without a format");
+        }
+        if let (Some(generation), Output::NextToken { vocab }) = (&self.generation, &self.graph.output) {
+            generation.check(*vocab).map_err(|what| Error::Misuse(format!("model manifest: generation: {what}")))?;
         }
         if let Some(node) = soundness::unsound(&self.graph, &self.numerics) {
             return bad(&format!("numbers of {node} that nobody can compute with"));

@@ -8,8 +8,8 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, GatedSpec, InverseSpec,
     LinearSpec, LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
-use tercet_model::graph::{Graph, Input, Op};
-use tercet_model::{Interface, RowInput};
+use tercet_model::graph::{Graph, Input, Op, Output};
+use tercet_model::{Decoder, Generation, Interface, RowInput};
 
 use crate::chooser::Choice;
 
@@ -264,6 +264,14 @@ impl ModelNumerics {
             output_frac: frac,
             output_is_sum: matches!(graph.nodes.last().map(|n| &n.op), Some(Op::MeanRows)),
             output_width: graph.width(graph.nodes.len()),
+            decoder: match &graph.output {
+                Output::NextToken { vocab } => Some(Decoder {
+                    context: graph.max_rows(),
+                    index_bits: self.choice(*vocab, output_ring).index_bits,
+                    generation: Generation::default(),
+                }),
+                Output::Embedding { .. } | Output::Logits { .. } => None,
+            },
         }
     }
 }

@@ -65,6 +65,7 @@ pub fn split_on(
         graph: model.graph.clone(),
         numerics,
         tokenizer: model.tokenizer().map(|t| t.json().to_vec()),
+        generation: model.generation.clone(),
         base,
     };
     let manifest_bytes = manifest.to_bytes()?;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::generation::Generation;
 use crate::graph::{Input, Output};
 
 /// The public face of a shared model, as nodes hand it to clients.
@@ -29,6 +30,19 @@ pub struct Interface {
     pub output_is_sum: bool,
     /// Columns of the output.
     pub output_width: usize,
+    /// What is special to a model that gives tokens.
+    pub decoder: Option<Decoder>,
+}
+
+/// What is special to a model that gives tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decoder {
+    /// Positions of a sequence at most.
+    pub context: usize,
+    /// The number of a token that is chosen inside the computation comes in the ring of so many bits.
+    pub index_bits: u32,
+    /// How it is meant to be sampled.
+    pub generation: Generation,
 }
 
 /// How the rows of an input come in.

@@ -35,7 +35,7 @@ pub use calibration::{Ranges, calibrate, calibrate_with, calibration_inputs, tex
 pub use error::{LoadError, Problem};
 pub use generation::Generation;
 pub use image::ImageError;
-pub use interface::{Interface, RowInput};
+pub use interface::{Decoder, Interface, RowInput};
 pub use model::{Model, TensorError};
 pub use oracle::{Matrix, Oracle, OracleError, OracleInput, Precision, Trace};
 pub use stats::{AttentionStats, GatedStats, NodeStats, NormStats, RouteStats, Span};

@@ -11,7 +11,7 @@ use crate::mailbox::clean_reason;
 use crate::{NetError, PartyId, Refusal};
 
 /// Version of everything that travels between endpoints.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 const MAGIC: [u8; 6] = *b"TERCET";
 const HEAD_BYTES: usize = MAGIC.len() + 4;

@@ -46,7 +46,8 @@ pub use party::PartyId;
 pub use profile::{Work, WorkEntry, WorkProfile};
 pub use quic::{LinkProfile, ProfileError};
 pub use request::{
-    ClientMessage, Fault, InputShare, ModelCard, NodeMessage, NodeStatus, OutputShare, PeerStatus, Stream, Usage,
+    ClientMessage, Fault, GenerationOptions, InputShare, ModelCard, NodeMessage, NodeStatus, NoiseSeed, OutputShare,
+    PeerStatus, Stream, TokenChoice, Usage,
 };
 pub use seed::PairSeed;
 pub use session::{SessionLinks, SessionSettings};

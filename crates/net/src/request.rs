@@ -53,10 +53,45 @@ impl std::fmt::Debug for OutputShare {
     }
 }
 
-/// What a client asks of a node, one on each request channel.
+/// How a generation is run. Public to the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationOptions {
+    /// Rows that may come in altogether, those of the prompt and one for every further step: what the nodes hold room for.
+    pub max_positions: u32,
+    /// What the client gets of every step.
+    pub choice: TokenChoice,
+    /// Whether the first step gives an output for every row of the prompt, or for the last alone.
+    pub every_row: bool,
+}
+
+/// What the client gets of a step of a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TokenChoice {
+    /// The scores of all tokens; it chooses by itself, and brings the next row.
+    Scores,
+    /// The number of a token that was chosen inside the computation, and nothing of the scores.
+    Token {
+        /// None takes the token with the highest score; else tokens come up by the softmax of their scores over this.
+        temperature: Option<f64>,
+        /// Whether the token goes back in at once, as a secret, until the client has enough. Else the client brings the next row.
+        reenter: bool,
+    },
+}
+
+/// Where the noise of sampled choices grows from: P0's alone to know, beside the client.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoiseSeed(pub [u8; 32]);
+
+impl std::fmt::Debug for NoiseSeed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NoiseSeed")
+    }
+}
+
+/// What a client asks of a node: one question on each request channel, and in a generation what follows from it.
 // A message lives once, between the codec and its use.
 #[allow(clippy::large_enum_variant)]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ClientMessage {
     /// Which models are there.
     Models,
@@ -87,6 +122,31 @@ pub enum ClientMessage {
     },
     /// How the node is doing.
     Status,
+    /// This party's part of a generation's prompt. All three nodes get one with the same id. What is said in answer, and what
+    /// follows, stays on this channel.
+    Generate {
+        /// Drawn at random by the client; never used again.
+        request_id: [u8; 16],
+        /// The model's name.
+        model: String,
+        /// Digest of the manifest that the client shared its prompt for.
+        digest: [u8; 32],
+        /// How long the whole generation may take.
+        deadline_ms: u32,
+        /// How it is run: the same at all three nodes.
+        options: GenerationOptions,
+        /// Where the noise of choices grows from; at P0, where tokens are sampled inside the computation, and nowhere else.
+        noise_seed: Option<NoiseSeed>,
+        /// The prompt: one input, of whose tensors there is [`Stream::Rows`] alone.
+        share: InputShare,
+    },
+    /// The row of a generation's next step, after an answer to the one before.
+    Next {
+        /// One input of one row, as the prompt's.
+        share: InputShare,
+    },
+    /// The client has enough of a generation; so it has when it gives the channel up.
+    Finish,
 }
 
 /// What a node answers.
@@ -114,7 +174,14 @@ pub enum NodeMessage {
         /// Where this node's time went, if the client asked.
         profile: Option<WorkProfile>,
     },
-    /// The request was not served.
+    /// This party's part of the output of a generation's step. After the last one that there is room for, the channel ends.
+    Step {
+        /// The scores of a row, or the number of a token.
+        share: OutputShare,
+        /// What the step cost, as this node saw it.
+        usage: Usage,
+    },
+    /// The request was not served, or the generation ends before its end.
     Refused {
         /// Whose fault it is.
         fault: Fault,
@@ -154,6 +221,14 @@ pub struct NodeStatus {
     pub answered: u64,
     /// Requests refused.
     pub refused: u64,
+    /// Generations alive now.
+    pub generations: u32,
+    /// Steps of generations that were answered.
+    pub steps_done: u64,
+    /// Memory reserved for the keys and values of generations, in bytes.
+    pub cache_bytes: u64,
+    /// How much of it there is.
+    pub cache_limit_bytes: u64,
     /// The most memory that the process has had resident, in bytes; zero where the system does not say.
     pub peak_rss_bytes: u64,
     /// Bytes of large blocks that its allocator has taken fresh from the system; zero where another allocator is in use.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tercet_model::RowInput;
 use tercet_model::graph::Input;
 use tercet_net::{
-    ClientMessage, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus, OutputShare,
-    PartyId, PeerAddress, PublicKey, Usage, WorkProfile, codec,
+    ClientMessage, Connection, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus,
+    OutputShare, PartyId, PeerAddress, PublicKey, Usage, WorkProfile, codec,
 };
 use tokio::task::JoinSet;
 
@@ -19,7 +19,7 @@ use crate::links::{Answer, Links, fresh_id};
 use crate::{Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage};
 
 /// How long the other nodes may take to report, once one has failed: the cause often comes second.
-const GRACE: Duration = Duration::from_millis(300);
+pub(crate) const GRACE: Duration = Duration::from_millis(300);
 /// How long questions other than requests may take.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
 /// Models whose description is kept.
@@ -183,6 +183,9 @@ impl Client {
         inputs: Inputs<'_>,
         options: &Options,
     ) -> Result<(Arc<ModelFace>, Vec<Vec<f32>>, Vec<RequestUsage>), Error> {
+        if face.interface().decoder.is_some() {
+            return Err(Error::Misuse(format!("model {} gives tokens: ask it to generate", face.name())));
+        }
         let until = Instant::now() + options.deadline;
         let mut failures = 0;
         loop {
@@ -192,7 +195,7 @@ impl Client {
             };
             if let Error::Refused { fault: Fault::Request, .. } = &error {
                 // Perhaps the model was shared anew under its name.
-                self.0.faces.invalidate(face.name());
+                self.forget(face.name());
                 let fresh = self.model(face.name()).await?;
                 if fresh.digest() == face.digest() {
                     return Err(error);
@@ -217,10 +220,7 @@ impl Client {
         until: Instant,
     ) -> Result<(Vec<Vec<f32>>, Vec<RequestUsage>), Error> {
         let batches = input::batches(face, inputs, options)?;
-        let table = match (&face.interface().input, &face.interface().rows) {
-            (Input::Tokens { .. }, RowInput::Matrix { .. }) => Some(self.table(face).await?),
-            _ => None,
-        };
+        let table = self.table_of(face).await?;
         let count = batches.len();
         let mut running = JoinSet::new();
         for (number, batch) in batches.into_iter().enumerate() {
@@ -237,6 +237,24 @@ impl Client {
             usage[number] = used;
         }
         Ok((outputs, usage))
+    }
+
+    /// The public table of a model that has one.
+    pub(crate) async fn table_of(&self, face: &ModelFace) -> Result<Option<Arc<Vec<u8>>>, Error> {
+        match (&face.interface().input, &face.interface().rows) {
+            (Input::Tokens { .. }, RowInput::Matrix { .. }) => Ok(Some(self.table(face).await?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The living connection to a node.
+    pub(crate) async fn connection(&self, party: PartyId) -> Result<Connection, Error> {
+        self.0.links.connection(party).await
+    }
+
+    /// Drops what is known of a model: the next call asks the nodes again.
+    pub(crate) fn forget(&self, model: &str) {
+        self.0.faces.invalidate(model);
     }
 
     /// The public table of a model, fetched once and the same at all nodes.

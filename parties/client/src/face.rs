@@ -77,7 +77,7 @@ impl ModelFace {
     pub fn labels(&self) -> &[String] {
         match &self.interface.output {
             Output::Logits { labels } => labels,
-            Output::Embedding { .. } => &[],
+            Output::Embedding { .. } | Output::NextToken { .. } => &[],
         }
     }
 
@@ -99,9 +99,20 @@ impl ModelFace {
         let shown = match &self.interface.output {
             Output::Logits { labels } => labels.len(),
             Output::Embedding { width, .. } => *width,
+            Output::NextToken { vocab } => *vocab,
         };
         if shown != output_width {
             return Err("the output has another width than its description");
+        }
+        match (&self.interface.decoder, &self.interface.output) {
+            (Some(decoder), Output::NextToken { vocab }) => {
+                let counted = (1..=32).contains(&decoder.index_bits) && *vocab <= 1 << decoder.index_bits;
+                if !counted || !(1..=max_rows).contains(&decoder.context) || decoder.generation.check(*vocab).is_err() {
+                    return Err("tokens that are not counted right");
+                }
+            }
+            (None, Output::Embedding { .. } | Output::Logits { .. }) => {}
+            _ => return Err("half of what a model of tokens has"),
         }
         let rows_fit = match self.interface.rows {
             RowInput::Lookup { entries, domain_bits } => {

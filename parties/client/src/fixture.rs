@@ -1,7 +1,7 @@
 //! Small models for the tests of this crate.
 
 use tercet_model::graph::{Input, Output};
-use tercet_model::{Interface, RowInput};
+use tercet_model::{Decoder, Generation, Interface, RowInput};
 use tercet_net::{NodeMessage, codec};
 
 use crate::{Error, ModelFace};
@@ -24,6 +24,19 @@ pub(crate) fn words(wide: u32) -> Interface {
         output_frac: 10,
         output_is_sum: true,
         output_width: 3,
+        decoder: None,
+    }
+}
+
+/// A model of the same words that gives the next one, of a text of up to eight; the word 0 ends it.
+pub(crate) fn decoder(wide: u32) -> Interface {
+    let generation = Generation { eos: vec![0], ..Generation::default() };
+    Interface {
+        output: Output::NextToken { vocab: 5 },
+        output_is_sum: false,
+        output_width: 5,
+        decoder: Some(Decoder { context: 8, index_bits: 3, generation }),
+        ..words(wide)
     }
 }
 
@@ -46,6 +59,7 @@ pub(crate) fn images() -> Interface {
         output_frac: 10,
         output_is_sum: false,
         output_width: 2,
+        decoder: None,
     }
 }
 

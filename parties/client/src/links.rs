@@ -113,6 +113,6 @@ pub(crate) fn fresh_id() -> [u8; 16] {
 }
 
 /// One bounded line of what a node says.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(400).collect()
 }

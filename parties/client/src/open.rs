@@ -6,14 +6,54 @@ use tercet_net::{OutputShare, PartyId};
 use tercet_ring::{fixed, pack, sharing};
 use zeroize::Zeroizing;
 
-use crate::Error;
+use crate::drive::decoder;
+use crate::{Error, ModelFace};
 
 /// Opens an answer to one vector for each input. `counts` are the rows of each that are not padding.
-///
-/// `m` comes from P1 and P2, `l1` from P0 and P1, `l2` from P0 and P2; where two copies differ nothing is opened.
 pub(crate) fn open(interface: &Interface, counts: &[usize], shares: &[OutputShare; 3]) -> Result<Vec<Vec<f32>>, Error> {
     let len = counts.len() * interface.output_width;
-    let ring = interface.output_ring;
+    let values = joined(len, interface.output_ring, shares)?;
+    let values = Zeroizing::new(fixed::decode(&values, interface.output_frac, interface.output_ring));
+    let normalize = matches!(interface.output, Output::Embedding { normalize: true, .. });
+    Ok(values
+        .chunks_exact(interface.output_width)
+        .zip(counts)
+        .map(|(row, &count)| {
+            let divisor = if interface.output_is_sum { count.max(1) as f64 } else { 1.0 };
+            let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            // The direction of a vector is that of its sum.
+            let divisor = if normalize && length > 0.0 { length } else { divisor };
+            row.iter().map(|v| (v / divisor) as f32).collect()
+        })
+        .collect())
+}
+
+/// Opens the scores of so many rows, one for each token, row-major.
+pub(crate) fn open_scores(
+    interface: &Interface,
+    rows: usize,
+    shares: &[OutputShare; 3],
+) -> Result<Zeroizing<Vec<f32>>, Error> {
+    let values = joined(rows * interface.output_width, interface.output_ring, shares)?;
+    let values = Zeroizing::new(fixed::decode(&values, interface.output_frac, interface.output_ring));
+    Ok(Zeroizing::new(values.iter().map(|&value| value as f32).collect()))
+}
+
+/// Opens the number of a token that the nodes have chosen.
+pub(crate) fn open_token(face: &ModelFace, shares: &[OutputShare; 3]) -> Result<u32, Error> {
+    let index_bits = decoder(face)?.index_bits;
+    let index = joined(1, index_bits, shares)?[0];
+    if index < face.interface().output_width as u64 {
+        return Ok(index as u32);
+    }
+    // Both copies of everything are the same, so nobody can be named.
+    Err(Error::Unusable { model: face.name().into(), what: "a token that there is none of".into() })
+}
+
+/// What three shares of `len` elements of a ring are together, in `[0, 2^ring)`.
+///
+/// `m` comes from P1 and P2, `l1` from P0 and P1, `l2` from P0 and P2; where two copies differ nothing is opened.
+fn joined(len: usize, ring: u32, shares: &[OutputShare; 3]) -> Result<Zeroizing<Vec<u64>>, Error> {
     let plane = |party: PartyId, which: usize| -> Result<Zeroizing<Vec<u64>>, Error> {
         let mut out = Zeroizing::new(vec![0; len]);
         let unpacked = pack::unpack(&shares[party.index()].planes[which], ring, &mut out);
@@ -33,20 +73,7 @@ pub(crate) fn open(interface: &Interface, counts: &[usize], shares: &[OutputShar
             return Err(Error::Disagreement { parties, what: what.into() });
         }
     }
-    let values = Zeroizing::new(sharing::join(&m, &first, &second, ring));
-    let values = Zeroizing::new(fixed::decode(&values, interface.output_frac, ring));
-    let normalize = matches!(interface.output, Output::Embedding { normalize: true, .. });
-    Ok(values
-        .chunks_exact(interface.output_width)
-        .zip(counts)
-        .map(|(row, &count)| {
-            let divisor = if interface.output_is_sum { count.max(1) as f64 } else { 1.0 };
-            let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-            // The direction of a vector is that of its sum.
-            let divisor = if normalize && length > 0.0 { length } else { divisor };
-            row.iter().map(|v| (v / divisor) as f32).collect()
-        })
-        .collect())
+    Ok(Zeroizing::new(sharing::join(&m, &first, &second, ring)))
 }
 
 #[cfg(test)]

@@ -29,21 +29,57 @@ pub(crate) fn split(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) 
     }
 }
 
+/// The three parties' parts of rows that go into a generation: of the tensors of an input there are the rows alone.
+pub(crate) fn rows(
+    face: &ModelFace,
+    ids: Zeroizing<Vec<u32>>,
+    table: Option<&Table<'_>>,
+) -> Result<[InputShare; 3], Error> {
+    let rows = ids.len();
+    let batch = Batch { places: vec![0], inputs: vec![Encoded::Tokens(ids)], rows };
+    match face.interface().wide {
+        32 => rows_in::<u32>(face, &batch, table),
+        _ => rows_in::<u64>(face, &batch, table),
+    }
+}
+
 fn split_in<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -> Result<[InputShare; 3], Error> {
     let interface = face.interface();
-    let (first, second) = (Seed::random(), Seed::random());
+    let seeds = [Seed::random(), Seed::random()];
     let counts = batch.real_rows();
     let bias = by_row::<u32>(&counts, batch.rows, 0, interface.padding_bias);
     let weight = by_row::<E>(&counts, batch.rows, 1, 0);
-    let mut masked = vec![
-        mask(&bias, [&first, &second], Stream::KeyBias, interface.score_ring),
-        mask(&weight, [&first, &second], Stream::RowWeight, interface.wide),
+    let (rows, keys) = masked_rows::<E>(face, batch, table, &seeds)?;
+    let masked = vec![
+        mask(&bias, &seeds, Stream::KeyBias, interface.score_ring),
+        mask(&weight, &seeds, Stream::RowWeight, interface.wide),
+        rows,
     ];
-    let (rows, keys) = match interface.rows {
+    Ok(between(batch, &seeds, masked, keys))
+}
+
+fn rows_in<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -> Result<[InputShare; 3], Error> {
+    let seeds = [Seed::random(), Seed::random()];
+    let (rows, keys) = masked_rows::<E>(face, batch, table, &seeds)?;
+    Ok(between(batch, &seeds, vec![rows], keys))
+}
+
+/// The tensor of the rows, and the keys where they are looked up.
+fn masked_rows<E: Lane>(
+    face: &ModelFace,
+    batch: &Batch,
+    table: Option<&Table<'_>>,
+    seeds: &[Seed; 2],
+) -> Result<(Vec<u8>, Keys), Error> {
+    let (rows, keys) = match face.interface().rows {
         RowInput::Matrix { .. } => (matrix::<E>(face, batch, table)?, Default::default()),
         RowInput::Lookup { domain_bits, .. } => lookup_keys::<E>(batch, domain_bits)?,
     };
-    masked.push(mask(&rows, [&first, &second], Stream::Rows, interface.wide));
+    Ok((mask(&rows, seeds, Stream::Rows, face.interface().wide), keys))
+}
+
+/// What each party gets of masked tensors and keys.
+fn between(batch: &Batch, [first, second]: &[Seed; 2], masked: Vec<Vec<u8>>, keys: Keys) -> [InputShare; 3] {
     let share = |first_seed: Option<&Seed>, second_seed: Option<&Seed>, masked, keys| InputShare {
         batch: batch.inputs.len() as u32,
         rows: batch.rows as u32,
@@ -53,11 +89,11 @@ fn split_in<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>)
         keys,
     };
     let [keys0, keys1, keys2] = keys;
-    Ok([
-        share(Some(&first), Some(&second), Vec::new(), keys0),
-        share(Some(&first), None, masked.clone(), keys1),
-        share(None, Some(&second), masked, keys2),
-    ])
+    [
+        share(Some(first), Some(second), Vec::new(), keys0),
+        share(Some(first), None, masked.clone(), keys1),
+        share(None, Some(second), masked, keys2),
+    ]
 }
 
 /// `[batch, rows]`: one value for the rows that count, another for padding.
@@ -67,8 +103,8 @@ fn by_row<E: Lane>(counts: &[usize], rows: usize, real: i64, padding: i64) -> Ze
 }
 
 /// `m`, packed.
-fn mask<E: Element>(values: &[E], seeds: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
-    let masked = sharing::split(values, seeds[0], seeds[1], stream as u64);
+fn mask<E: Element>(values: &[E], seeds: &[Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
+    let masked = sharing::split(values, &seeds[0], &seeds[1], stream as u64);
     let mut out = Vec::with_capacity(pack::packed_len(values.len(), ring));
     pack::pack(&masked, ring, &mut out);
     out

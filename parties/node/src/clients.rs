@@ -5,30 +5,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tercet_core::Geometry;
-use tercet_engine::{Parsed, parse};
+use tercet_engine::parse;
 use tercet_net::{ByteChannel, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec};
 use tokio::sync::oneshot;
 
-use crate::desk::{LEAD, NotHeld, RequestKey, STOPPING};
-use crate::lead::give_up;
+use crate::desk::{NotHeld, STOPPING};
+use crate::generate;
+use crate::held::{Answer, Task, Work};
+use crate::key::RequestKey;
 use crate::models::Model;
 use crate::plan::PeerMessage;
+use crate::shape::Shape;
 use crate::shared::Shared;
+use crate::stay::Stay;
 
 /// How long a client may take to begin what it wants to say.
 const QUESTION_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a client may take to close a channel whose answer has left.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often a request that waits is looked after.
-const LOOK_PAUSE: Duration = Duration::from_millis(250);
-
-/// How long requests wait for a node that is not connected.
-const PEER_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long the lead waits until the others have got their parts, too.
-const PART_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A public table travels in pieces of at most this many bytes, one message each, in order.
 const TABLE_PIECE_BYTES: usize = 48 << 20;
@@ -81,6 +76,19 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
                 None => return Ok(()),
             }
         }
+        Ok(ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed, share }) => {
+            let key = RequestKey::generation(&client, request_id, &options)?;
+            let deadline = Duration::from_millis(deadline_ms.into()).min(shared.limits.generation_deadline);
+            let opening = generate::Opening { key, model, digest, deadline, options, noise_seed, share };
+            match generate::run(shared, opening, &mut channel).await? {
+                generate::End::Refused(refusal) => vec![refusal.into()],
+                generate::End::Done => Vec::new(),
+                generate::End::Left => return Ok(()),
+            }
+        }
+        Ok(ClientMessage::Next { .. } | ClientMessage::Finish) => {
+            vec![Refusal::new(Fault::Request, "there is no generation on this channel").into()]
+        }
         Err(what) => vec![Refusal::new(Fault::Request, format!("no message of this protocol: {what}")).into()],
     };
     for reply in replies {
@@ -101,14 +109,25 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
 }
 
 /// Why a request is not served.
-struct Refusal {
+#[derive(Debug)]
+pub(crate) struct Refusal {
     fault: Fault,
     reason: String,
 }
 
 impl Refusal {
-    fn new(fault: Fault, reason: impl Into<String>) -> Refusal {
+    pub(crate) fn new(fault: Fault, reason: impl Into<String>) -> Refusal {
         Refusal { fault, reason: reason.into() }
+    }
+}
+
+impl From<NotHeld> for Refusal {
+    fn from(reason: NotHeld) -> Refusal {
+        match reason {
+            NotHeld::Full => Refusal::new(Fault::Busy, "too many requests wait here: try again later"),
+            NotHeld::Replayed => Refusal::new(Fault::Request, "this request's number was used before: draw a new one"),
+            NotHeld::Closed => Refusal::new(Fault::Nodes, STOPPING),
+        }
     }
 }
 
@@ -122,6 +141,22 @@ fn unknown_model(shared: &Shared, name: &str) -> Refusal {
     let name: String = name.chars().take(80).collect();
     let known: Vec<String> = shared.models.cards().into_iter().map(|card| card.name).collect();
     Refusal::new(Fault::Request, format!("{} holds no model {name:?}; it holds: {}", shared.me, known.join(", ")))
+}
+
+/// The model of this name and digest, if this node can run it now.
+pub(crate) fn served(shared: &Shared, name: &str, digest: [u8; 32]) -> Result<Arc<Model>, Refusal> {
+    if !shared.is_serving() {
+        return Err(Refusal::new(Fault::Nodes, STOPPING));
+    }
+    let model = shared.models.get(name).ok_or_else(|| unknown_model(shared, name))?.clone();
+    if digest != model.share.digest() {
+        let reason = format!("model {name:?} was shared anew: fetch its manifest again");
+        return Err(Refusal::new(Fault::Request, reason));
+    }
+    match shared.disagreement(&model) {
+        Some(reason) => Err(Refusal::new(Fault::Nodes, reason)),
+        None => Ok(model),
+    }
 }
 
 fn with_model(shared: &Shared, name: &str, reply: impl Fn(&Model) -> NodeMessage) -> NodeMessage {
@@ -167,62 +202,13 @@ impl Request {
         share: InputShare,
         channel: &mut ByteChannel,
     ) -> Option<NodeMessage> {
-        let held = self.admit(shared, name, digest, share).await;
-        let mut answer = match held {
+        let answer = match self.admit(shared, name, digest, share).await {
             Ok(answer) => answer,
             Err(refusal) => return Some(refusal.into()),
         };
         shared.tell_lead(PeerMessage::Here { requests: vec![self.key] }).await;
-        let arrived = tokio::time::Instant::now();
-        let mut look = arrived + self.deadline.min(LOOK_PAUSE);
-        let mut left = std::pin::pin!(hung_up(channel));
-        loop {
-            tokio::select! {
-                answered = &mut answer => {
-                    let lost = || Refusal::new(Fault::Nodes, "the request was lost in this node: try again");
-                    return Some(answered.unwrap_or_else(|_| lost().into()));
-                }
-                () = &mut left => {
-                    tracing::info!(request = %self.key, "its client left");
-                    // In a session it stays, for the sake of its neighbours.
-                    drop(shared.desk.withdraw(self.key));
-                    shared.tell_lead(PeerMessage::Gone { request: self.key }).await;
-                    return None;
-                }
-                () = tokio::time::sleep_until(look) => {
-                    if let Some(reason) = self.overdue(shared, arrived.elapsed())
-                        && let Some(held) = shared.desk.withdraw(self.key)
-                    {
-                        // The answer comes out of the channel at the next turn.
-                        if shared.me == LEAD {
-                            give_up(shared, vec![held], Fault::Nodes, &reason).await;
-                        } else {
-                            held.refuse(Fault::Nodes, reason);
-                            shared.tell_lead(PeerMessage::Gone { request: self.key }).await;
-                        }
-                    }
-                    look = tokio::time::Instant::now() + LOOK_PAUSE;
-                }
-            }
-        }
-    }
-
-    /// Why a request should wait no longer.
-    fn overdue(&self, shared: &Shared, waited: Duration) -> Option<String> {
-        if waited >= self.deadline {
-            let ms = self.deadline.as_millis();
-            return Some(format!("no session within {ms} ms: the nodes are busy, or one of them has not got its part"));
-        }
-        if shared.me != LEAD || waited < PEER_PATIENCE {
-            return None;
-        }
-        let lacking = shared.desk.lacking(self.key);
-        if let Some(party) = lacking.iter().find(|party| shared.endpoint.party(**party).is_none()) {
-            let trouble = shared.endpoint.party_trouble(*party).map_or(String::new(), |error| format!(": {error}"));
-            return Some(format!("{party} is not connected to {}{trouble}", shared.me));
-        }
-        let late = lacking.first().filter(|_| waited >= PART_PATIENCE);
-        late.map(|party| format!("{party} has not got its part of the request within {} s", PART_PATIENCE.as_secs()))
+        let stay = Stay { shared, key: self.key, deadline: self.deadline };
+        stay.answer(answer, hung_up(channel)).await.ok().map(|answer| answer.message)
     }
 
     /// Checks a request and has it wait.
@@ -232,46 +218,43 @@ impl Request {
         name: &str,
         digest: [u8; 32],
         share: InputShare,
-    ) -> Result<oneshot::Receiver<NodeMessage>, Refusal> {
-        if !shared.is_serving() {
-            return Err(Refusal::new(Fault::Nodes, STOPPING));
-        }
-        let model = shared.models.get(name).ok_or_else(|| unknown_model(shared, name))?.clone();
-        if digest != model.share.digest() {
-            let reason = format!("model {name:?} was shared anew: fetch its manifest again");
-            return Err(Refusal::new(Fault::Request, reason));
-        }
-        if let Some(reason) = shared.disagreement(&model) {
-            return Err(Refusal::new(Fault::Nodes, reason));
-        }
+    ) -> Result<oneshot::Receiver<Answer>, Refusal> {
+        let model = served(shared, name, digest)?;
         let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
         if geometry.batch > shared.limits.max_batch {
             let most = shared.limits.max_batch;
             return Err(Refusal::new(Fault::Request, format!("{} inputs at once, {most} are allowed", geometry.batch)));
         }
-        let input = {
-            let (shared, model) = (shared.clone(), model.clone());
-            tokio::task::spawn_blocking(move || check(&shared, &model, geometry, &share)).await
-        };
-        let input = input.unwrap_or_else(|_| Err(Refusal::new(Fault::Nodes, "a fault in this node's program")))?;
-        shared.desk.hold(self.key, model, geometry, input, self.profile).map_err(|reason| match reason {
-            NotHeld::Full => Refusal::new(Fault::Busy, "too many requests wait here: try again later"),
-            NotHeld::Replayed => Refusal::new(Fault::Request, "this request's number was used before: draw a new one"),
-            NotHeld::Closed => Refusal::new(Fault::Nodes, STOPPING),
-        })
+        let shape = Shape::Inputs(geometry);
+        let input = aside(shared, &model, &shape, move |shared, model| {
+            parse(shared.me, model.share.manifest(), &model.interface, &share)
+        });
+        let task = Task::Inputs { input: input.await?, profile: self.profile };
+        Ok(shared.desk.hold(Work { key: self.key, model, shape, task })?)
     }
 }
 
-/// Whether the shape has room here, and what the client sent fits the model.
-fn check(shared: &Shared, model: &Model, geometry: Geometry, share: &InputShare) -> Result<Parsed, Refusal> {
-    let ours = |error: tercet_core::Error| Refusal::new(Fault::Request, error.to_string());
-    let bytes = model.working_bytes(geometry).map_err(ours)?;
-    if bytes > shared.limits.session_bytes {
-        let (needed, room) = (bytes >> 20, shared.limits.session_bytes >> 20);
-        let reason = format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
-        return Err(Refusal::new(Fault::Request, reason));
-    }
-    parse(shared.me, model.share.manifest(), &model.interface, share).map_err(ours)
+/// Whether the shape has room in a session here, and then what `parse` makes of what the client sent: on a thread where it
+/// may take its time.
+pub(crate) async fn aside<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    model: &Arc<Model>,
+    shape: &Shape,
+    parse: impl FnOnce(&Shared, &Model) -> tercet_core::Result<T> + Send + 'static,
+) -> Result<T, Refusal> {
+    let (shared, model, shape) = (shared.clone(), model.clone(), shape.clone());
+    let checked = tokio::task::spawn_blocking(move || {
+        let theirs = |error: tercet_core::Error| Refusal::new(Fault::Request, error.to_string());
+        let bytes = model.working_bytes(&shape).map_err(theirs)?;
+        if bytes > shared.limits.session_bytes {
+            let (needed, room) = (bytes >> 20, shared.limits.session_bytes >> 20);
+            let reason =
+                format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
+            return Err(Refusal::new(Fault::Request, reason));
+        }
+        parse(&shared, &model).map_err(theirs)
+    });
+    checked.await.unwrap_or_else(|_| Err(Refusal::new(Fault::Nodes, "a fault in this node's program")))
 }
 
 /// Waits until the client gives the channel up. One that has only said that nothing more follows still waits.

@@ -30,9 +30,12 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("max_queue", Some("256"), "requests that may wait"),
     ("max_clients", Some("256"), "clients that may be connected"),
     ("memory_mib", Some("4096"), "working memory that all sessions together may take, beside the weights"),
+    ("cache_mib", Some("4096"), "memory that the keys and values of all generations together may take"),
     ("round_deadline_ms", Some("30000"), "how long a peer may be silent within a session"),
     ("connect_deadline_ms", Some("10000"), "how long a connection may take to be established"),
     ("request_deadline_ms", Some("300000"), "the longest that a request may wait, whatever its client says"),
+    ("generation_deadline_ms", Some("600000"), "the longest that a generation may last, whatever its client says"),
+    ("idle_deadline_ms", Some("60000"), "how long a generation waits for its client between steps"),
     ("grace_ms", Some("30000"), "how long running sessions are given when the node is told to stop"),
     ("shape", Some("none"), "a slower link to imitate, for measurements: none, lan, metro, wan, or like 2ms,1gbit"),
 ];
@@ -66,12 +69,18 @@ pub struct Config {
     pub max_clients: usize,
     /// Working memory of all sessions together, in bytes.
     pub memory_bytes: u64,
+    /// Memory for the keys and values of all generations together, in bytes.
+    pub cache_bytes: u64,
     /// How long a peer may be silent within a session.
     pub round_deadline: Duration,
     /// How long a connection may take to be established.
     pub connect_deadline: Duration,
     /// The longest that a request may wait.
     pub request_deadline: Duration,
+    /// The longest that a generation may last.
+    pub generation_deadline: Duration,
+    /// How long a generation waits for its client between steps.
+    pub idle_deadline: Duration,
     /// How long running sessions are given when the node is told to stop.
     pub grace: Duration,
     /// The link that this node's packets are held to, for measurements; all nodes set the same.
@@ -104,9 +113,12 @@ impl Config {
             max_queue: 256,
             max_clients: 256,
             memory_bytes: 4 << 30,
+            cache_bytes: 4 << 30,
             round_deadline: Duration::from_secs(30),
             connect_deadline: Duration::from_secs(10),
             request_deadline: Duration::from_secs(300),
+            generation_deadline: Duration::from_secs(600),
+            idle_deadline: Duration::from_secs(60),
             grace: Duration::from_secs(30),
             shape: LinkShape::NONE,
         }

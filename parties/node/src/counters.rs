@@ -14,6 +14,7 @@ pub(crate) struct Counters {
     pub(crate) sessions_failed: Count,
     pub(crate) answered: Count,
     pub(crate) refused: Count,
+    pub(crate) steps_done: Count,
     pub(crate) clients: Count,
 }
 
@@ -76,6 +77,10 @@ impl Shared {
             sessions_failed: counters.sessions_failed.get(),
             answered: counters.answered.get(),
             refused: counters.refused.get(),
+            generations: self.desk.generations() as u32,
+            steps_done: counters.steps_done.get(),
+            cache_bytes: self.cache.reserved(),
+            cache_limit_bytes: self.cache.limit(),
             peak_rss_bytes: peak_rss_bytes(),
             fresh_bytes: tercet_ring::Heap::statistics().fresh_bytes,
         }

@@ -11,6 +11,7 @@ use tercet_net::{
 use tercet_ring::Pool;
 use tokio::sync::Semaphore;
 
+use crate::cache::Cache;
 use crate::config::Config;
 use crate::desk::{Desk, LEAD, STOPPING};
 use crate::models::{ModelError, Models};
@@ -94,10 +95,13 @@ impl Node {
             max_sessions,
             session_bytes: config.memory_bytes / max_sessions as u64,
             request_deadline: config.request_deadline,
+            generation_deadline: config.generation_deadline,
+            idle_deadline: config.idle_deadline,
         };
         let settings = SessionSettings { round_deadline: config.round_deadline, limits: FrameLimits::default() };
         let desk = Desk::new(config.max_queue);
-        let shared = Shared::new(me, endpoint, models, desk, Pool::new(threads), settings, limits);
+        let cache = Cache::new(config.cache_bytes);
+        let shared = Shared::new(me, endpoint, models, desk, cache, Pool::new(threads), settings, limits);
         shared.spawn(welcome(shared.clone()));
         if me == LEAD {
             shared.spawn(lead::lead(shared.clone()));

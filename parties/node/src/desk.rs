@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use serde::{Deserialize, Serialize};
-use tercet_core::Geometry;
-use tercet_engine::Parsed;
-use tercet_net::{Fault, NodeMessage, PartyId, PublicKey};
+use tercet_net::{Fault, PartyId};
 use tokio::sync::{Notify, oneshot};
 
+use crate::held::{Answer, Held, Work};
+use crate::key::{Name, RequestKey};
 use crate::models::Model;
+use crate::shape::Shape;
+use crate::turns::{Kind, Turn, Turns};
 
 /// For how long a request's number is remembered after its use, and how many are at most.
 const REPLAY_MEMORY: (Duration, u64) = (Duration::from_secs(24 * 3600), 1 << 18);
@@ -25,75 +26,6 @@ pub(crate) const STOPPING: &str = "this node is being stopped: try again when it
 
 /// Who decides what runs together.
 pub(crate) const LEAD: PartyId = PartyId::P1;
-
-/// Names a request at all three nodes: whose it is, and its number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(crate) struct RequestKey {
-    /// The client's public key, so that no client can meddle with another's request.
-    client: [u8; 32],
-    id: [u8; 16],
-}
-
-impl RequestKey {
-    pub(crate) fn new(client: &PublicKey, id: [u8; 16]) -> RequestKey {
-        RequestKey { client: *client.as_bytes(), id }
-    }
-}
-
-impl std::fmt::Display for RequestKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.id.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::fmt::Debug for RequestKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// A request that waits.
-pub(crate) struct Held {
-    pub(crate) key: RequestKey,
-    pub(crate) model: Arc<Model>,
-    pub(crate) geometry: Geometry,
-    pub(crate) input: Parsed,
-    pub(crate) arrived: Instant,
-    /// Whether its client asked where the time goes.
-    profile: bool,
-    reply: oneshot::Sender<NodeMessage>,
-}
-
-impl Held {
-    pub(crate) fn answer(self, message: NodeMessage) {
-        // The client may have left.
-        let _ = self.reply.send(message);
-    }
-
-    pub(crate) fn refuse(self, fault: Fault, reason: impl Into<String>) {
-        self.answer(NodeMessage::Refused { fault, reason: reason.into() });
-    }
-
-    /// The input, and the rest.
-    pub(crate) fn split(self) -> (Parsed, Waiting) {
-        (self.input, Waiting { arrived: self.arrived, profile: self.profile, reply: self.reply })
-    }
-}
-
-/// A request whose input is in a session: what is left is to answer it.
-pub(crate) struct Waiting {
-    pub(crate) arrived: Instant,
-    /// Whether its client asked where the time goes.
-    pub(crate) profile: bool,
-    reply: oneshot::Sender<NodeMessage>,
-}
-
-impl Waiting {
-    pub(crate) fn answer(self, message: NodeMessage) {
-        // The client may have left.
-        let _ = self.reply.send(message);
-    }
-}
 
 /// Why a request is not taken in.
 #[derive(Debug, PartialEq, Eq)]
@@ -108,7 +40,8 @@ pub(crate) struct Desk {
     state: Mutex<State>,
     /// Rings when a request came, left, or the desk closed.
     changed: Notify,
-    seen: Cache<RequestKey, ()>,
+    /// The numbers that were used, with the last step of each.
+    seen: Cache<Name, u32>,
     capacity: usize,
 }
 
@@ -121,44 +54,88 @@ struct State {
     out: BTreeSet<RequestKey>,
     /// At the lead: which of the others have their part, by party.
     elsewhere: BTreeMap<RequestKey, [bool; 3]>,
+    turns: Turns,
     closed: bool,
 }
 
+/// A generation that is alive at this node, until this is dropped.
+pub(crate) struct Alive {
+    desk: Arc<Desk>,
+    name: Name,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.desk.lock().turns.leave(self.name);
+        self.desk.changed.notify_waiters();
+    }
+}
+
+/// What runs together next.
+pub(crate) struct Batch {
+    pub(crate) requests: Vec<Held>,
+    pub(crate) shape: Shape,
+    /// Where they are generations that decode.
+    pub(crate) turn: Option<Decoding>,
+}
+
+/// A batch, its shape, and what kind of decoding it is.
+type Taken = (Vec<Held>, Shape, Option<Kind>);
+
+/// While this lives no other batch of its kind decodes.
+pub(crate) struct Decoding {
+    desk: Arc<Desk>,
+    kind: Kind,
+}
+
+impl Drop for Decoding {
+    fn drop(&mut self) {
+        self.desk.lock().turns.end(&self.kind, Instant::now());
+        self.desk.changed.notify_waiters();
+    }
+}
+
 impl Desk {
-    pub(crate) fn new(capacity: usize) -> Desk {
+    pub(crate) fn new(capacity: usize) -> Arc<Desk> {
         let (memory, most) = REPLAY_MEMORY;
         // The least recently used goes first: a new number is never the one that is forgotten.
         let policy = EvictionPolicy::lru();
         let seen = Cache::builder().max_capacity(most).eviction_policy(policy).time_to_live(memory).build();
-        Desk { state: Mutex::default(), changed: Notify::new(), seen, capacity }
+        Arc::new(Desk { state: Mutex::default(), changed: Notify::new(), seen, capacity })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a request in; its answer comes out of the receiver.
-    pub(crate) fn hold(
-        &self,
-        key: RequestKey,
-        model: Arc<Model>,
-        geometry: Geometry,
-        input: Parsed,
-        profile: bool,
-    ) -> Result<oneshot::Receiver<NodeMessage>, NotHeld> {
-        let (reply, answer) = oneshot::channel();
+    /// A generation begins.
+    pub(crate) fn join(self: &Arc<Self>, name: Name, kind: Kind) -> Result<Alive, NotHeld> {
+        let mut state = self.lock();
+        if state.turns.len() >= self.capacity {
+            return Err(NotHeld::Full);
+        }
+        if !state.turns.join(name, kind) {
+            return Err(NotHeld::Replayed);
+        }
+        Ok(Alive { desk: self.clone(), name })
+    }
+
+    /// Takes work in; its answer comes out of the receiver. There is a place for every further step of a generation.
+    pub(crate) fn hold(&self, work: Work) -> Result<oneshot::Receiver<Answer>, NotHeld> {
+        let key = work.key;
         let mut state = self.lock();
         if state.closed {
             return Err(NotHeld::Closed);
         }
-        if state.held.len() >= self.capacity {
+        if key.step > 0 {
+            self.seen.insert(key.name, key.step);
+        } else if state.held.len() >= self.capacity {
             return Err(NotHeld::Full);
-        }
-        if !self.seen.entry(key).or_insert(()).is_fresh() {
+        } else if !self.seen.entry(key.name).or_insert(0).is_fresh() {
             return Err(NotHeld::Replayed);
         }
-        let arrived = Instant::now();
-        state.held.insert(key, Held { key, model, geometry, input, arrived, profile, reply });
+        let (held, answer) = Held::new(work);
+        state.held.insert(key, held);
         state.order.push_back(key);
         drop(state);
         self.changed.notify_waiters();
@@ -201,7 +178,11 @@ impl Desk {
 
     /// Which of the others have not announced their part of a request.
     pub(crate) fn lacking(&self, key: RequestKey) -> Vec<PartyId> {
-        let here = self.lock().elsewhere.get(&key).copied().unwrap_or_default();
+        let state = self.lock();
+        if state.held.get(&key).is_some_and(|held| held.work.comes_by_itself()) {
+            return Vec::new();
+        }
+        let here = state.elsewhere.get(&key).copied().unwrap_or_default();
         LEAD.others().into_iter().filter(|party| !here[party.index()]).collect()
     }
 
@@ -210,24 +191,31 @@ impl Desk {
         self.lock().order.iter().copied().collect()
     }
 
-    /// The oldest request that all three have, with all others that may run beside it, as far as `fits` allows their sum:
-    /// same model, same rows. Waits until there is one; none once the desk is closed.
-    pub(crate) async fn next_batch(&self, fits: impl Fn(&Model, Geometry) -> bool) -> Option<Vec<Held>> {
+    /// The oldest request that all three have, with all others that may run beside it, as far as `fits` allows their sum.
+    /// Generations that decode are gathered first ([`crate::turns`]). Waits until there is one; none once the desk is
+    /// closed.
+    pub(crate) async fn next_batch(self: &Arc<Self>, fits: impl Fn(&Model, &Shape) -> bool) -> Option<Batch> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
+            let again = {
                 let mut state = self.lock();
                 if state.closed {
                     return None;
                 }
-                let batch = state.take_batch(&fits);
-                if !batch.is_empty() {
-                    return Some(batch);
+                match state.take_batch(&fits, Instant::now()) {
+                    Ok((requests, shape, kind)) => {
+                        let turn = kind.map(|kind| Decoding { desk: self.clone(), kind });
+                        return Some(Batch { requests, shape, turn });
+                    }
+                    Err(again) => again,
                 }
+            };
+            match again {
+                Some(again) => _ = tokio::time::timeout_at(again.into(), changed).await,
+                None => changed.await,
             }
-            changed.await;
         }
     }
 
@@ -248,7 +236,13 @@ impl Desk {
                 }
                 missing
             };
-            let gone = |key: &RequestKey| self.seen.contains_key(key) && !self.lock().is_here(key);
+            let gone = |key: &RequestKey| {
+                let state = self.lock();
+                let used = self.seen.get(&key.name).is_some_and(|step| key.step <= step);
+                // A generation that is alive may still come to this step; one that is not, never.
+                let over = key.step > 0 && !state.turns.is_alive(&key.name);
+                (used || over) && !state.is_here(key)
+            };
             let gone: Vec<RequestKey> = missing.iter().filter(|key| gone(key)).copied().collect();
             if !gone.is_empty() {
                 return Err(gone);
@@ -263,13 +257,15 @@ impl Desk {
     pub(crate) fn put_back(&self, requests: Vec<Held>) {
         let mut state = self.lock();
         for held in requests.into_iter().rev() {
-            state.out.remove(&held.key);
+            let key = held.key();
+            state.out.remove(&key);
             if state.closed {
                 held.refuse(Fault::Nodes, STOPPING);
-            } else if !held.reply.is_closed() {
+            } else if !held.is_left() {
                 // A client that left meanwhile waits no more.
-                state.order.push_front(held.key);
-                state.held.insert(held.key, held);
+                state.turns.back(&key.name);
+                state.order.push_front(key);
+                state.held.insert(key, held);
             }
         }
         drop(state);
@@ -287,8 +283,19 @@ impl Desk {
         self.changed.notify_waiters();
     }
 
+    /// The steps of these generations have ended: the next ones are expected.
+    pub(crate) fn back(&self, keys: &[RequestKey]) {
+        let mut state = self.lock();
+        keys.iter().for_each(|key| state.turns.back(&key.name));
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().held.len()
+    }
+
+    /// Generations alive now.
+    pub(crate) fn generations(&self) -> usize {
+        self.lock().turns.len()
     }
 
     /// Takes nothing in any more, and gives out what waits.
@@ -311,30 +318,53 @@ impl State {
     fn take(&mut self, key: RequestKey) -> Option<Held> {
         let held = self.held.remove(&key)?;
         self.out.insert(key);
+        self.turns.taken(&key.name);
         self.order.retain(|other| *other != key);
         Some(held)
     }
 
-    fn take_batch(&mut self, fits: &impl Fn(&Model, Geometry) -> bool) -> Vec<Held> {
-        let everywhere = |key: &RequestKey| {
-            let parties = self.elsewhere.get(key);
-            parties.is_some_and(|parties| LEAD.others().into_iter().all(|party| parties[party.index()]))
-        };
-        let oldest = self.order.iter().find(|key| everywhere(key)).and_then(|key| self.held.get(key));
-        let Some(oldest) = oldest else { return Vec::new() };
-        let (model, rows) = (oldest.model.clone(), oldest.geometry.rows);
-        let mut sum = Geometry { batch: 0, rows };
-        let mut chosen = Vec::new();
-        for key in self.order.iter().filter(|key| everywhere(key)) {
-            let Some(held) = self.held.get(key) else { continue };
-            let more = Geometry { batch: sum.batch + held.geometry.batch, rows };
-            let same = Arc::ptr_eq(&held.model, &model) && held.geometry.rows == rows;
-            // The oldest goes in any case: it was let in because it fits alone.
-            if same && (chosen.is_empty() || fits(&model, more)) {
-                sum = more;
-                chosen.push(*key);
+    /// Whether all three have this, as far as the lead knows.
+    fn is_everywhere(&self, key: &RequestKey) -> bool {
+        let announced = self.elsewhere.get(key);
+        let announced = announced.is_some_and(|parties| LEAD.others().into_iter().all(|party| parties[party.index()]));
+        announced || self.held.get(key).is_some_and(|held| held.work.comes_by_itself())
+    }
+
+    /// What runs next; else when to look again even if nothing changes.
+    fn take_batch(&mut self, fits: &impl Fn(&Model, &Shape) -> bool, now: Instant) -> Result<Taken, Option<Instant>> {
+        let ready: Vec<RequestKey> = self.order.iter().filter(|key| self.is_everywhere(key)).copied().collect();
+        let names: BTreeSet<Name> = ready.iter().map(|key| key.name).collect();
+        let mut again: Option<Instant> = None;
+        for (at, oldest) in ready.iter().enumerate() {
+            let Some(held) = self.held.get(oldest) else { continue };
+            let kind = held.work.kind();
+            let turn = kind.as_ref().map(|kind| self.turns.may_begin(kind, |name| names.contains(name), now));
+            match turn {
+                Some(Turn::Busy) => continue,
+                Some(Turn::Later(time)) => {
+                    again = Some(again.map_or(time, |other| other.min(time)));
+                    continue;
+                }
+                Some(Turn::Now) | None => {}
             }
+            let (model, mut shape) = (held.work.model.clone(), held.work.shape.clone());
+            // The oldest goes in any case: it was let in because it fits alone.
+            let mut chosen = vec![*oldest];
+            for key in &ready[at + 1..] {
+                let Some(held) = self.held.get(key).filter(|held| Arc::ptr_eq(&held.work.model, &model)) else {
+                    continue;
+                };
+                if let Some(more) = shape.with(&held.work.shape).filter(|more| fits(&model, more)) {
+                    shape = more;
+                    chosen.push(*key);
+                }
+            }
+            if let Some(kind) = &kind {
+                self.turns.begin(kind, now);
+            }
+            let requests = chosen.into_iter().filter_map(|key| self.take(key)).collect();
+            return Ok((requests, shape, kind));
         }
-        chosen.into_iter().filter_map(|key| self.take(key)).collect()
+        Err(again)
     }
 }

@@ -5,11 +5,12 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tercet_core::Geometry;
 use tercet_net::{Connection, Fault, PartyId};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::desk::{Held, RequestKey, STOPPING};
+use crate::desk::STOPPING;
+use crate::held::Held;
+use crate::key::RequestKey;
 use crate::models::Model;
 use crate::plan::{Agreement, BatchPlan, PeerMessage, fresh};
 use crate::session::{self, Room};
@@ -128,9 +129,8 @@ impl Shared {
         let model = self.models.get(&plan.model).filter(|model| model.share.digest() == plan.digest).cloned();
         let model = model.ok_or_else(|| Refusal::nodes(format!("it does not hold this model {:?}", plan.model)))?;
         let hash = plan.hash().map_err(|error| Refusal::nodes(error.to_string()))?;
-        if !self.fits(&model, plan.geometry) {
-            let Geometry { batch, rows } = plan.geometry;
-            return Err(Refusal::nodes(format!("{batch} inputs of {rows} rows are more than it has room for")));
+        if !self.fits(&model, &plan.shape) {
+            return Err(Refusal::nodes(format!("{} are more than it has room for", plan.shape)));
         }
         let place = tokio::time::timeout(PLACE_PATIENCE, self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
@@ -145,13 +145,15 @@ impl Shared {
             reason: "its part of the request did not come, or the client left it".into(),
             missing,
         })?;
-        let inputs: usize = requests.iter().map(|held| held.geometry.batch).sum();
+        let shapes = requests.iter().map(|held| Some(held.work.shape.clone()));
+        let all = shapes.reduce(|sum, more| sum?.with(&more?)).flatten();
         let odd: Vec<RequestKey> = requests
             .iter()
-            .filter(|held| held.geometry.rows != plan.geometry.rows || !Arc::ptr_eq(&held.model, &model))
-            .map(|held| held.key)
+            .enumerate()
+            .filter(|(place, held)| !plan.shape.has(*place, &held.work.shape) || !Arc::ptr_eq(&held.work.model, &model))
+            .map(|(_, held)| held.key())
             .collect();
-        if !odd.is_empty() || requests.len() != plan.requests.len() || inputs != plan.geometry.batch {
+        if !odd.is_empty() || requests.len() != plan.requests.len() || all.as_ref() != Some(&plan.shape) {
             self.desk.put_back(requests);
             let reason = "the shapes of its parts are not those of the plan: the client sent parts that do not match";
             return Err(Refusal { fault: Fault::Request, reason: reason.into(), missing: odd });
@@ -174,7 +176,7 @@ impl Shared {
             let other = if shared.me == PartyId::P0 { PartyId::P2 } else { PartyId::P0 };
             match shared.endpoint.wait_party(other, START_PATIENCE).await {
                 Ok(connection) => {
-                    let room = Room { model, connections: [from, connection], place };
+                    let room = Room { model, connections: [from, connection], place, turn: None };
                     session::run(shared, Agreement { plan, hash, nonces }, requests, room).await;
                 }
                 Err(error) => session::refuse_all(&shared, requests, &error.to_string()),
@@ -209,7 +211,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use tercet_engine::{Profile, choose, split};
+    use tercet_core::{Extent, Geometry, Layout};
+    use tercet_engine::{Profile, StepShape, choose, split};
     use tercet_examples::digits;
     use tercet_model::{Model, calibrate, calibration_inputs};
     use tercet_net::{
@@ -218,10 +221,15 @@ mod tests {
     };
 
     use super::*;
+    use crate::shape::Shape;
     use crate::{Config, Node, PeerConfig};
 
     const PATIENCE: Duration = Duration::from_secs(20);
     const ROWS: usize = 16;
+
+    fn inputs(batch: usize, rows: usize) -> Shape {
+        Shape::Inputs(Geometry { batch, rows })
+    }
 
     /// P0 with a request that waits, and a P1 that says what it likes.
     struct Scene {
@@ -281,9 +289,8 @@ mod tests {
 
     impl Scene {
         fn plan(&self, session: u128) -> BatchPlan {
-            let geometry = Geometry { batch: 1, rows: ROWS };
             let (model, digest, requests) = ("digits".into(), self.digest, vec![self.request]);
-            BatchPlan { session, model, digest, geometry, requests }
+            BatchPlan { session, model, digest, shape: inputs(1, ROWS), requests }
         }
 
         async fn say(&self, message: PeerMessage) {
@@ -305,16 +312,21 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_lead_that_lies_is_refused_and_loses_nobodys_request() {
         let scene = scene().await;
-        let huge = Geometry { batch: usize::MAX, rows: usize::MAX };
+        let step = |past| {
+            let layout = Layout { sequences: vec![Extent { past, rows: 1 }], every_row: false };
+            Shape::Step(StepShape { layout, ..Shape::prompt(1) })
+        };
         type Lie<'a> = (&'static str, Box<dyn Fn(&mut BatchPlan) + 'a>);
-        let lies: [Lie<'_>; 8] = [
+        let lies: [Lie<'_>; 10] = [
             ("another model", Box::new(|plan| plan.model = "other".into())),
             ("another digest", Box::new(|plan| plan.digest = [1; 32])),
-            ("two inputs", Box::new(|plan| plan.geometry.batch = 2)),
-            ("no inputs", Box::new(|plan| plan.geometry.batch = 0)),
-            ("other rows", Box::new(|plan| plan.geometry.rows = ROWS + 1)),
-            ("beyond measure", Box::new(move |plan| plan.geometry = huge)),
-            ("one twice", Box::new(|plan| (plan.geometry.batch, plan.requests) = (2, vec![scene.request; 2]))),
+            ("two inputs", Box::new(|plan| plan.shape = inputs(2, ROWS))),
+            ("no inputs", Box::new(|plan| plan.shape = inputs(0, ROWS))),
+            ("other rows", Box::new(|plan| plan.shape = inputs(1, ROWS + 1))),
+            ("beyond measure", Box::new(|plan| plan.shape = inputs(usize::MAX, usize::MAX))),
+            ("one twice", Box::new(|plan| (plan.shape, plan.requests) = (inputs(2, ROWS), vec![scene.request; 2]))),
+            ("a step of no decoder", Box::new(|plan| plan.shape = step(0))),
+            ("a step beyond measure", Box::new(|plan| plan.shape = step(usize::MAX))),
             ("nobody", Box::new(|plan| plan.requests = Vec::new())),
         ];
         for (session, (what, lie)) in (10..).zip(lies) {

@@ -3,11 +3,12 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tercet_core::Geometry;
 use tercet_net::{Connection, Fault, PartyId};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::desk::{Held, RequestKey};
+use crate::desk::Batch;
+use crate::held::Held;
+use crate::key::RequestKey;
 use crate::plan::{Agreement, BatchPlan, PeerMessage, fresh, fresh_session};
 use crate::session::{self, Room};
 use crate::shared::Shared;
@@ -31,19 +32,20 @@ pub(crate) enum Verdict {
 pub(crate) async fn lead(shared: Arc<Shared>) {
     loop {
         let Ok(place) = shared.places.clone().acquire_owned().await else { return };
-        let Some(batch) = shared.desk.next_batch(|model, geometry| shared.fits(model, geometry)).await else { return };
+        let Some(batch) = shared.desk.next_batch(|model, shape| shared.fits(model, shape)).await else { return };
         shared.spawn(run_batch(shared.clone(), batch, place));
     }
 }
 
-async fn run_batch(shared: Arc<Shared>, batch: Vec<Held>, place: OwnedSemaphorePermit) {
+async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermit) {
+    let Batch { requests: batch, shape, turn } = batch;
     let [p0, p2] = FOLLOWERS.map(|party| shared.endpoint.wait_party(party, PEER_PATIENCE));
     let connections = match tokio::try_join!(p0, p2) {
         Ok((p0, p2)) => [p0, p2],
         Err(error) => return give_up(&shared, batch, Fault::Nodes, &error.to_string()).await,
     };
     let Some(oldest) = batch.first() else { return };
-    let model = oldest.model.clone();
+    let model = oldest.work.model.clone();
     // What was not known when the request came.
     if let Some(reason) = shared.disagreement(&model) {
         return give_up(&shared, batch, Fault::Nodes, &reason).await;
@@ -52,8 +54,8 @@ async fn run_batch(shared: Arc<Shared>, batch: Vec<Held>, place: OwnedSemaphoreP
         session: fresh_session(),
         model: model.name().into(),
         digest: model.share.digest(),
-        geometry: Geometry { batch: batch.iter().map(|held| held.geometry.batch).sum(), rows: oldest.geometry.rows },
-        requests: batch.iter().map(|held| held.key).collect(),
+        shape,
+        requests: batch.iter().map(Held::key).collect(),
     };
     let session = plan.session;
     let (nonces, hash) = match agree(&shared, &plan, &connections).await {
@@ -61,14 +63,14 @@ async fn run_batch(shared: Arc<Shared>, batch: Vec<Held>, place: OwnedSemaphoreP
         Err(Refusal { fault, reason, missing }) => {
             tell(&connections, &PeerMessage::Cancel { session }).await;
             let (dropped, others): (Vec<Held>, Vec<Held>) =
-                batch.into_iter().partition(|held| missing.is_empty() || missing.contains(&held.key));
+                batch.into_iter().partition(|held| missing.is_empty() || missing.contains(&held.key()));
             shared.desk.put_back(others);
             return give_up(&shared, dropped, fault, &reason).await;
         }
     };
     tell(&connections, &PeerMessage::Start { session, nonces }).await;
     let agreement = Agreement { plan, hash, nonces };
-    session::run(shared, agreement, batch, Room { model, connections, place }).await;
+    session::run(shared, agreement, batch, Room { model, connections, place, turn }).await;
 }
 
 struct Refusal {
@@ -136,7 +138,7 @@ async fn tell(connections: &[Connection], message: &PeerMessage) {
 
 /// Refuses requests here and has the others refuse them too.
 pub(crate) async fn give_up(shared: &Shared, requests: Vec<Held>, fault: Fault, reason: &str) {
-    let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
+    let keys: Vec<RequestKey> = requests.iter().map(Held::key).collect();
     tracing::warn!(requests = ?keys, reason, "given up");
     shared.desk.settle(&keys);
     for held in requests {

@@ -5,9 +5,13 @@
 //! holds the same model and all parts, and accepts the plan by its hash. Then every node runs the session on a thread of
 //! its own and sends its part of the outputs to the clients, who alone can put them together.
 //!
+//! A generation lives on its client's channel: between its steps, each of which is a session like any other, a node keeps its
+//! part of the keys and values. Generations decode together whatever their positions, and join and leave between steps.
+//!
 //! Whatever fails, fails for those who took part in it: a session ends with an error to its clients, a client that sends
 //! nonsense hears so, a node that dies is dialled until it is back.
 
+mod cache;
 mod clients;
 mod config;
 mod control;
@@ -15,12 +19,18 @@ mod counters;
 mod daemon;
 mod desk;
 mod follow;
+mod generate;
+mod held;
+mod key;
 mod lead;
 mod models;
 mod plan;
 mod reader;
 mod session;
+mod shape;
 mod shared;
+mod stay;
+mod turns;
 
 pub use config::{Config, ConfigError, KEYS, Loaded, PeerConfig, Problem, Setting};
 pub use daemon::{Node, StartError};

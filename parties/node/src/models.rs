@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moka::sync::Cache;
-use tercet_core::Geometry;
-use tercet_engine::{ModelShare, StoreError, plan};
-use tercet_model::Interface;
+use tercet_core::{Error, Geometry};
+use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StoreError, plan, plan_step};
+use tercet_model::{Decoder, Interface};
 use tercet_net::{ModelCard, PartyId, codec};
+
+use crate::shape::Shape;
 
 /// What share files end in.
 const SHARE_EXTENSION: &str = "tercet";
@@ -67,7 +69,7 @@ pub(crate) struct Model {
     pub(crate) interface: Interface,
     path: PathBuf,
     /// Working memory by shape, in bytes.
-    prices: Cache<Geometry, u64>,
+    prices: Cache<Shape, u64>,
 }
 
 impl Model {
@@ -91,21 +93,60 @@ impl Model {
         ModelCard { name: self.name().into(), digest: self.share.digest(), profile: profile.into() }
     }
 
+    /// What is special to a model of tokens; an error, for who asks for them, where it is none.
+    pub(crate) fn decoder(&self) -> tercet_core::Result<&Decoder> {
+        let none = || Error::Misuse(format!("model {:?} gives no tokens: it generates nothing", self.name()));
+        self.interface.decoder.as_ref().ok_or_else(none)
+    }
+
+    /// What temperatures of choices inside the computation must be below: the noise of a choice has to fit its ring, or a step
+    /// fails for all that run together.
+    pub(crate) fn hottest(&self) -> f64 {
+        let manifest = self.share.manifest();
+        let spec = manifest.numerics.choice(self.interface.output_width, self.interface.output_ring);
+        f64::from(spec.compare_ring - 1 - spec.compare_frac).exp2() / NOISE_SPREAD
+    }
+
     /// Working memory of a run of this shape, in bytes, from above; an error for shapes that the model does not take.
-    pub(crate) fn working_bytes(&self, geometry: Geometry) -> tercet_core::Result<u64> {
-        if let Some(known) = self.prices.get(&geometry) {
+    pub(crate) fn working_bytes(&self, shape: &Shape) -> tercet_core::Result<u64> {
+        let rounded = match (shape, &self.interface.decoder) {
+            (Shape::Inputs(_), None) => shape.clone(),
+            (Shape::Inputs(_), Some(_)) => {
+                return Err(Error::Misuse(format!("model {:?} gives tokens: ask it to generate", self.name())));
+            }
+            (Shape::Step(step), _) => {
+                // Before anything grows with what may come from outside.
+                self.share.manifest().check_step(step)?;
+                shape.rounded(self.decoder()?.context)
+            }
+        };
+        if let Some(known) = self.prices.get(&rounded) {
             return Ok(known);
         }
-        let bytes = plan(self.share.manifest(), geometry)?.working_bytes;
-        self.prices.insert(geometry, bytes);
+        let manifest = self.share.manifest();
+        let bytes = match &rounded {
+            Shape::Inputs(geometry) => plan(manifest, *geometry)?.working_bytes,
+            Shape::Step(step) => plan_step(manifest, step)?.working_bytes,
+        };
+        self.prices.insert(rounded, bytes);
         Ok(bytes)
     }
 
     /// The longest message with a request of `batch` inputs for this model, in bytes.
     fn request_bytes(&self, batch: usize) -> u64 {
         let manifest = self.share.manifest();
-        let geometry = Geometry { batch, rows: manifest.graph.max_rows() };
-        plan(manifest, geometry).map_or(0, |plan| plan.client_bytes[0].into_iter().max().unwrap_or(0))
+        let sent = match &self.interface.decoder {
+            Some(decoder) => {
+                // One prompt.
+                let longest = Shape::prompt(decoder.context.min(MAX_ROWS_AT_ONCE));
+                plan_step(manifest, &longest).map(|plan| plan.client_bytes[0])
+            }
+            None => {
+                let geometry = Geometry { batch, rows: manifest.graph.max_rows() };
+                plan(manifest, geometry).map(|plan| plan.client_bytes[0])
+            }
+        };
+        sent.map_or(0, |bytes| bytes.into_iter().max().unwrap_or(0))
     }
 }
 

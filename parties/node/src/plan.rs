@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tercet_core::{Geometry, PairSeeds};
+use tercet_core::PairSeeds;
 use tercet_net::{Connection, Fault, ModelCard, NetError, PartyId, codec};
 use tercet_ring::Seed;
 
-use crate::desk::RequestKey;
+use crate::key::RequestKey;
+use crate::shape::Shape;
 
 /// What makes a session's seeds unlike those of any other purpose.
 const SEED_LABEL: &str = "tercet session seed v1";
@@ -42,7 +43,7 @@ pub(crate) struct BatchPlan {
     pub(crate) model: String,
     pub(crate) digest: [u8; 32],
     /// Of all requests together.
-    pub(crate) geometry: Geometry,
+    pub(crate) shape: Shape,
     pub(crate) requests: Vec<RequestKey>,
 }
 
@@ -50,7 +51,7 @@ impl BatchPlan {
     /// SHA-256 of the whole plan.
     pub(crate) fn hash(&self) -> Result<[u8; 32], NetError> {
         let bytes = codec::encode(self).map_err(|error| NetError::Local { what: error.to_string() })?;
-        Ok(Sha256::new().chain_update(b"tercet batch plan v1").chain_update(bytes).finalize().into())
+        Ok(Sha256::new().chain_update(b"tercet batch plan v2").chain_update(bytes).finalize().into())
     }
 }
 

@@ -102,9 +102,12 @@ impl Reader {
         let max_queue = self.number("max_queue", 1, 1 << 20);
         let max_clients = self.number("max_clients", 1, 1 << 16);
         let memory_mib = self.number("memory_mib", 16, 1 << 24);
+        let cache_mib = self.number("cache_mib", 0, 1 << 24);
         let round_deadline = self.number("round_deadline_ms", 10, 3_600_000).map(Duration::from_millis);
         let connect_deadline = self.number("connect_deadline_ms", 10, 600_000).map(Duration::from_millis);
         let request_deadline = self.number("request_deadline_ms", 10, 86_400_000).map(Duration::from_millis);
+        let generation_deadline = self.number("generation_deadline_ms", 10, 86_400_000).map(Duration::from_millis);
+        let idle_deadline = self.number("idle_deadline_ms", 10, 3_600_000).map(Duration::from_millis);
         let grace = self.number("grace_ms", 0, 3_600_000).map(Duration::from_millis);
         let shape = self.parsed("shape", |text| text.parse::<LinkShape>().map_err(|e| e.to_string()));
         let peers = PartyId::ALL.map(|peer| self.peer(peer, party, link.unwrap_or_default()));
@@ -124,9 +127,12 @@ impl Reader {
                 max_queue: max_queue? as usize,
                 max_clients: max_clients? as usize,
                 memory_bytes: memory_mib? << 20,
+                cache_bytes: cache_mib? << 20,
                 round_deadline: round_deadline?,
                 connect_deadline: connect_deadline?,
                 request_deadline: request_deadline?,
+                generation_deadline: generation_deadline?,
+                idle_deadline: idle_deadline?,
                 grace: grace?,
                 shape: shape?,
             })

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tercet_core::{Cost, Error, PairSeeds, Session, WorkProfile};
-use tercet_engine::{Parsed, execute};
+use tercet_engine::{Member, Parsed, Sequence, execute, execute_step};
 use tercet_net::{Connection, Fault, NodeMessage, OutputShare, SessionLinks, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::desk::{Held, RequestKey, Waiting};
+use crate::desk::Decoding;
+use crate::held::{Held, Input, Waiting};
+use crate::key::RequestKey;
 use crate::models::Model;
 use crate::plan::Agreement;
+use crate::shape::Shape;
 use crate::shared::Shared;
 
 /// What a session runs in.
@@ -20,11 +23,16 @@ pub(crate) struct Room {
     pub(crate) connections: [Connection; 2],
     /// Kept until the end.
     pub(crate) place: OwnedSemaphorePermit,
+    /// At the lead, where generations decode; kept until all have their answers.
+    pub(crate) turn: Option<Decoding>,
 }
+
+/// An output, and what its generation goes on with if it is one.
+type Output = (Option<Sequence>, OutputShare);
 
 /// How a session went, and what it took.
 struct Report {
-    result: Result<Vec<OutputShare>, Error>,
+    result: Result<Vec<Output>, Error>,
     cost: Cost,
     profile: WorkProfile,
     took: Duration,
@@ -32,22 +40,27 @@ struct Report {
 
 /// Runs an agreed session to its end and answers all requests in it.
 pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec<Held>, room: Room) {
-    let Room { model, connections, place } = room;
+    let Room { model, connections, place, turn } = room;
     let _running = shared.counters.sessions_running.during();
-    let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
+    let keys: Vec<RequestKey> = requests.iter().map(Held::key).collect();
     shared.desk.settle(&keys);
     let begun = Instant::now();
-    let (inputs, waiting): (Vec<Parsed>, Vec<Waiting>) = requests.into_iter().map(Held::split).unzip();
+    let (inputs, waiting): (Vec<Input>, Vec<Waiting>) = requests.into_iter().map(Held::split).unzip();
     let seeds = agreement.seeds(shared.me, &connections);
     let [first, second] = &connections;
     let session = agreement.plan.session;
     let id = format!("{:08x}", session >> 96);
     let links = SessionLinks::establish(shared.me, [first, second], session, shared.settings).await;
     let report = match links {
-        Ok(links) => on_a_thread(&shared, &id, links, seeds, model, inputs).await,
+        Ok(links) => {
+            let job = Job { model, shape: agreement.plan.shape.clone(), inputs };
+            on_a_thread(&shared, &id, links, seeds, job).await
+        }
         Err(error) => Err(error.to_string()),
     };
     drop(place);
+    // Before the first of them can be back.
+    shared.desk.back(&keys);
     let outcome = report.and_then(|report| {
         for peer in shared.me.others() {
             let (me, peer_index) = (shared.me.index(), peer.index());
@@ -71,35 +84,75 @@ pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec
             let (rounds, ms) = (usage.rounds, usage.session_ms);
             tracing::info!(session = id, model = agreement.plan.model, requests = waiting.len(), rounds, ms, "done");
             shared.counters.sessions_done.add();
-            for (waiting, share) in waiting.into_iter().zip(outputs) {
+            for (waiting, (sequence, share)) in waiting.into_iter().zip(outputs) {
                 let queued_ms = begun.saturating_duration_since(waiting.arrived).as_millis() as u32;
                 let usage = Usage { queued_ms, ..usage };
-                let profile = waiting.profile.then(|| profile.clone());
-                waiting.answer(NodeMessage::Output { share, usage, profile });
+                let message = if sequence.is_some() {
+                    NodeMessage::Step { share, usage }
+                } else {
+                    let profile = waiting.profile.then(|| profile.clone());
+                    NodeMessage::Output { share, usage, profile }
+                };
+                waiting.answer(message, sequence);
             }
         }
         Err(reason) => {
             tracing::warn!(session = id, model = agreement.plan.model, requests = ?keys, reason, "a session failed");
             shared.counters.sessions_failed.add();
             for waiting in waiting {
-                waiting.answer(failed(&reason));
+                waiting.answer(failed(&reason), None);
             }
         }
     }
+    drop(turn);
 }
 
 /// Refuses requests whose session could not begin.
 pub(crate) fn refuse_all(shared: &Shared, requests: Vec<Held>, reason: &str) {
-    let keys: Vec<RequestKey> = requests.iter().map(|held| held.key).collect();
+    let keys: Vec<RequestKey> = requests.iter().map(Held::key).collect();
     tracing::warn!(requests = ?keys, reason, "a session could not begin");
     shared.desk.settle(&keys);
     for held in requests {
-        held.answer(failed(reason));
+        held.refuse(Fault::Nodes, because(reason));
     }
 }
 
+fn because(reason: &str) -> String {
+    format!("the computation failed, try again: {reason}")
+}
+
 fn failed(reason: &str) -> NodeMessage {
-    NodeMessage::Refused { fault: Fault::Nodes, reason: format!("the computation failed, try again: {reason}") }
+    NodeMessage::Refused { fault: Fault::Nodes, reason: because(reason) }
+}
+
+/// What a session computes.
+struct Job {
+    model: Arc<Model>,
+    shape: Shape,
+    inputs: Vec<Input>,
+}
+
+impl Job {
+    fn execute(self, session: &mut Session) -> Result<Vec<Output>, Error> {
+        let (mut whole, mut members): (Vec<Parsed>, Vec<Member>) = Default::default();
+        for input in self.inputs {
+            match input {
+                Input::Whole(input) => whole.push(input),
+                Input::Step(member) => members.push(member),
+            }
+        }
+        let (share, manifest) = (&self.model.share, self.model.share.manifest());
+        match &self.shape {
+            Shape::Inputs(_) => {
+                let outputs = execute(session, manifest, share, whole)?;
+                Ok(outputs.into_iter().map(|output| (None, output)).collect())
+            }
+            Shape::Step(step) => {
+                let outputs = execute_step(session, manifest, share, members, step)?;
+                Ok(outputs.into_iter().map(|(sequence, output)| (Some(sequence), output)).collect())
+            }
+        }
+    }
 }
 
 /// Protocol code blocks, so it has a thread of its own. A panic there ends this session alone.
@@ -108,8 +161,7 @@ async fn on_a_thread(
     id: &str,
     links: SessionLinks,
     seeds: PairSeeds,
-    model: Arc<Model>,
-    inputs: Vec<Parsed>,
+    job: Job,
 ) -> Result<Report, String> {
     let (done, report) = oneshot::channel();
     let pool = shared.pool.clone();
@@ -118,7 +170,7 @@ async fn on_a_thread(
         let session = Session::new(Box::new(links), &seeds, pool);
         drop(seeds);
         let Ok(mut session) = session else { return };
-        let result = execute(&mut session, model.share.manifest(), &model.share, inputs);
+        let result = job.execute(&mut session);
         if let Err(error) = &result {
             session.abort(&error.to_string());
         }

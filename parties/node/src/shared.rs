@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tercet_core::Geometry;
 use tercet_net::{Connection, Endpoint, ModelCard, PartyId, SessionSettings, WireBytes};
 use tercet_ring::Pool;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use crate::cache::Cache;
 use crate::counters::Counters;
 use crate::desk::{Desk, LEAD};
 use crate::follow::Proposals;
 use crate::lead::Verdict;
 use crate::models::{Model, Models};
 use crate::plan::PeerMessage;
+use crate::shape::Shape;
 
 /// Where a node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +35,10 @@ pub(crate) struct Limits {
     pub(crate) session_bytes: u64,
     /// The longest that a request waits for its session.
     pub(crate) request_deadline: Duration,
+    /// The longest that a generation lasts.
+    pub(crate) generation_deadline: Duration,
+    /// The longest that a generation waits for its client.
+    pub(crate) idle_deadline: Duration,
 }
 
 /// One node, to its tasks.
@@ -41,7 +46,9 @@ pub(crate) struct Shared {
     pub(crate) me: PartyId,
     pub(crate) endpoint: Endpoint,
     pub(crate) models: Models,
-    pub(crate) desk: Desk,
+    pub(crate) desk: Arc<Desk>,
+    /// Memory for generations.
+    pub(crate) cache: Arc<Cache>,
     pub(crate) pool: Pool,
     pub(crate) settings: SessionSettings,
     pub(crate) limits: Limits,
@@ -71,11 +78,13 @@ struct PeerState {
 }
 
 impl Shared {
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
         me: PartyId,
         endpoint: Endpoint,
         models: Models,
-        desk: Desk,
+        desk: Arc<Desk>,
+        cache: Arc<Cache>,
         pool: Pool,
         settings: SessionSettings,
         limits: Limits,
@@ -85,6 +94,7 @@ impl Shared {
             endpoint,
             models,
             desk,
+            cache,
             pool,
             settings,
             limits,
@@ -115,9 +125,9 @@ impl Shared {
     }
 
     /// Whether a run of this shape has room in the memory of one session and in a batch.
-    pub(crate) fn fits(&self, model: &Model, geometry: Geometry) -> bool {
+    pub(crate) fn fits(&self, model: &Model, shape: &Shape) -> bool {
         let room = |bytes| bytes <= self.limits.session_bytes;
-        geometry.batch <= self.limits.max_batch && model.working_bytes(geometry).is_ok_and(room)
+        shape.len() <= self.limits.max_batch && model.working_bytes(shape).is_ok_and(room)
     }
 
     fn peers(&self) -> MutexGuard<'_, [PeerState; 3]> {

@@ -12,6 +12,8 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::fixture;
 
+mod generating;
+
 /// What a node answers to a message; no answer at all where there is none.
 type Script = Arc<dyn Fn(PartyId, ClientMessage) -> Option<Vec<NodeMessage>> + Send + Sync>;
 
@@ -97,12 +99,18 @@ async fn serve(connection: Connection, party: PartyId, script: Script) {
     while let Ok((_, mut channel)) = connection.accept_channel().await {
         let script = script.clone();
         tokio::spawn(async move {
-            let message = channel.receiver.recv(codec::LARGEST_BYTES, Duration::from_secs(10)).await.unwrap();
-            let Some(answers) = script(party, message) else {
-                return tokio::time::sleep(Duration::from_secs(60)).await;
-            };
-            for answer in answers {
-                channel.send(&answer).await.unwrap();
+            // A generation is a conversation, everything else one question.
+            while let Ok(message) = channel.receiver.recv(codec::LARGEST_BYTES, Duration::from_secs(10)).await {
+                let Some(answers) = script(party, message) else {
+                    return tokio::time::sleep(Duration::from_secs(60)).await;
+                };
+                let goes_on = matches!(answers.last(), Some(NodeMessage::Step { .. }));
+                for answer in answers {
+                    channel.send(&answer).await.unwrap();
+                }
+                if !goes_on {
+                    break;
+                }
             }
             channel.sender.finish();
             let _ = channel.receiver.next_bytes(0, Duration::from_secs(10)).await;

@@ -1,0 +1,345 @@
+//! A generation: one channel of a client, step after step, each of which is a session of the three nodes.
+//!
+//! Between steps this node keeps its part of the sequence here; while a step waits or runs, the sequence is with it. So
+//! whatever ends a generation (its client, its deadline, a step that fails) frees its pages with it, at the latest when the
+//! session that has them is over, and leaves those that ran beside it alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tercet_core::{Extent, Layout};
+use tercet_engine::{Choice, Member, Noise, Sequence, StepInput, StepShape, cache_bytes, parse_rows};
+use tercet_net::{
+    ByteChannel, ByteReceiver, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
+    PartyId, TokenChoice, codec,
+};
+use tercet_ring::Seed;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::cache::Pages;
+use crate::clients::{Refusal, aside, served};
+use crate::desk::{Alive, STOPPING};
+use crate::held::{Answer, Task, Work};
+use crate::key::RequestKey;
+use crate::models::Model;
+use crate::plan::PeerMessage;
+use crate::shape::Shape;
+use crate::shared::{Phase, Shared};
+use crate::stay::Stay;
+use crate::turns::Kind;
+
+/// What makes the noise of a step unlike that of any other.
+const NOISE_LABEL: &str = "tercet choice noise v1";
+
+/// How a client asks for a generation.
+pub(crate) struct Opening {
+    pub(crate) key: RequestKey,
+    pub(crate) model: String,
+    pub(crate) digest: [u8; 32],
+    pub(crate) deadline: Duration,
+    pub(crate) options: GenerationOptions,
+    pub(crate) noise_seed: Option<NoiseSeed>,
+    pub(crate) share: InputShare,
+}
+
+/// How a generation ends.
+pub(crate) enum End {
+    /// All that there is room for was given, or the client has enough.
+    Done,
+    /// The client gave its channel up.
+    Left,
+    Refused(Refusal),
+}
+
+/// Runs a generation to its end. All that it gives but a refusal has been sent by then.
+pub(crate) async fn run(shared: &Arc<Shared>, opening: Opening, channel: &mut ByteChannel) -> Result<End, NetError> {
+    let mut key = opening.key;
+    let (generation, first, _alive) = match Generation::admit(shared, opening).await {
+        Ok(admitted) => admitted,
+        Err(refusal) => return Ok(End::Refused(refusal)),
+    };
+    let mut held = generation.hold(key, first).await;
+    loop {
+        let answer = match held {
+            Ok(answer) => answer,
+            Err(refusal) => return Ok(End::Refused(refusal)),
+        };
+        let stay = Stay { shared, key, deadline: generation.patience() };
+        let Answer { message, pages } = match stay.answer(answer, ended(&mut channel.receiver)).await {
+            Ok(answer) => answer,
+            Err(end) => return Ok(end),
+        };
+        let pages = match (message, pages) {
+            (NodeMessage::Refused { fault, reason }, _) => return Ok(End::Refused(Refusal::new(fault, reason))),
+            (message @ NodeMessage::Step { .. }, Some(pages)) => (message, pages),
+            _ => return Ok(End::Refused(Refusal::new(Fault::Nodes, "a step without a result"))),
+        };
+        let (message, pages) = pages;
+        shared.counters.steps_done.add();
+        if pages.sequence.len() >= generation.options.max_positions as usize {
+            channel.send(&message).await?;
+            return Ok(End::Done);
+        }
+        if generation.is_over() {
+            channel.send(&message).await?;
+            return Ok(End::Refused(generation.outlived()));
+        }
+        key = key.next();
+        held = if generation.reenters() {
+            // The next step need not wait for the client to read this one.
+            let held = generation.hold(key, (pages, StepInput::Chosen, 1)).await;
+            channel.send(&message).await?;
+            held
+        } else {
+            channel.send(&message).await?;
+            match generation.next_row(&mut channel.receiver).await {
+                Ok(input) => generation.hold(key, (pages, input, 1)).await,
+                Err(end) => return Ok(end),
+            }
+        };
+    }
+}
+
+/// What all steps of a generation have in common.
+struct Generation<'a> {
+    shared: &'a Arc<Shared>,
+    model: Arc<Model>,
+    options: GenerationOptions,
+    deadline: Duration,
+    until: Instant,
+    noise: Option<(f64, Option<Seed>)>,
+}
+
+/// The pages of a step, its rows, and how many these are.
+type Step = (Pages, StepInput, usize);
+
+impl<'a> Generation<'a> {
+    /// Checks everything about a generation, and reserves its memory.
+    async fn admit(shared: &'a Arc<Shared>, opening: Opening) -> Result<(Self, Step, Alive), Refusal> {
+        let Opening { key, model, digest, deadline, options, noise_seed, share } = opening;
+        let theirs = |reason: String| Refusal::new(Fault::Request, reason);
+        let model = served(shared, &model, digest)?;
+        let context = model.decoder().map_err(|error| theirs(error.to_string()))?.context;
+        let (rows, positions) = (share.rows as usize, options.max_positions as usize);
+        if share.batch != 1 {
+            return Err(theirs(format!("{} prompts where one is due", share.batch)));
+        }
+        if rows == 0 || rows > context {
+            return Err(theirs(format!("the prompt has {rows} tokens, the model takes 1 to {context}")));
+        }
+        if positions < rows || positions > context {
+            let asked = format!("room for {positions} tokens is asked for");
+            return Err(theirs(format!("{asked}: the prompt has {rows}, and the model takes at most {context}")));
+        }
+        let noise = noise(shared.me, &options, noise_seed, model.hottest())?;
+        let manifest = model.share.manifest();
+        let bytes = cache_bytes(manifest, shared.me, positions);
+        let room = shared.cache.reserve(bytes).map_err(|free| {
+            let (needed, limit) = (mib(bytes), mib(shared.cache.limit()));
+            let reason = format!(
+                "{positions} positions take {needed} MiB of the memory for generations, and {} of {limit} are free: try again \
+                 later, or ask for fewer",
+                mib(free)
+            );
+            Refusal::new(Fault::Busy, reason)
+        })?;
+        let reentry = matches!(options.choice, TokenChoice::Token { reenter: true, .. });
+        let kind = Kind { model: model.name().into(), choice: choice(&options), reentry };
+        let alive = shared.desk.join(key.name, kind)?;
+        let until = Instant::now() + deadline;
+        let sequence = Sequence::new(manifest, shared.me).map_err(|error| theirs(error.to_string()))?;
+        let shape = Shape::Step(self::shape(Extent { past: 0, rows }, &options, false));
+        let parsed = aside(shared, &model, &shape, move |shared, model| {
+            parse_rows(shared.me, model.share.manifest(), &model.interface, &share)
+        });
+        let first = (Pages { sequence, room }, StepInput::Rows(parsed.await?), rows);
+        Ok((Generation { shared, model, options, deadline, until, noise }, first, alive))
+    }
+
+    fn reenters(&self) -> bool {
+        matches!(self.options.choice, TokenChoice::Token { reenter: true, .. })
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    fn outlived(&self) -> Refusal {
+        Refusal::new(Fault::Request, format!("the generation has not ended within {} ms", self.deadline.as_millis()))
+    }
+
+    /// How long a step may wait for its session.
+    fn patience(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now()).min(self.shared.limits.request_deadline)
+    }
+
+    /// Has a step wait for its session.
+    async fn hold(&self, key: RequestKey, step: Step) -> Result<oneshot::Receiver<Answer>, Refusal> {
+        let (Pages { sequence, room }, input, rows) = step;
+        let by_itself = matches!(input, StepInput::Chosen);
+        let shape = Shape::Step(self::shape(Extent { past: sequence.len(), rows }, &self.options, by_itself));
+        let noise = self.noise.as_ref().map(|(temperature, seed)| Noise {
+            temperature: *temperature,
+            seed: seed.as_ref().map(|seed| seed.derive(NOISE_LABEL, &key.step.to_le_bytes())),
+        });
+        let task = Task::Step { member: Member { sequence, input, noise }, room };
+        let answer = self.shared.desk.hold(Work { key, model: self.model.clone(), shape, task })?;
+        if !by_itself {
+            self.shared.tell_lead(PeerMessage::Here { requests: vec![key] }).await;
+        }
+        Ok(answer)
+    }
+
+    /// The row that the client brings for the next step.
+    async fn next_row(&self, receiver: &mut ByteReceiver) -> Result<StepInput, End> {
+        let refuse = |fault, reason: String| End::Refused(Refusal::new(fault, reason));
+        let idle = self.shared.limits.idle_deadline;
+        let limit = self.shared.models.request_limit_bytes();
+        let mut phase = self.shared.phase.subscribe();
+        let message = tokio::select! {
+            message = receiver.next_bytes(limit, idle) => message,
+            () = tokio::time::sleep_until(self.until) => return Err(End::Refused(self.outlived())),
+            _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => return Err(refuse(Fault::Nodes, STOPPING.into())),
+        };
+        let share = match said(message) {
+            Ok(ClientMessage::Next { share }) => share,
+            Ok(ClientMessage::Finish) => return Err(End::Done),
+            Ok(_) => return Err(refuse(Fault::Request, "another message than the next row of a generation".into())),
+            // Nothing more follows.
+            Err(Unsaid::Ended) => return Err(End::Done),
+            Err(Unsaid::Late) => {
+                let ms = idle.as_millis();
+                return Err(refuse(Fault::Request, format!("no next row within {ms} ms: the generation is given up")));
+            }
+            Err(Unsaid::Lost) => return Err(End::Left),
+            Err(Unsaid::Wrong(what)) => return Err(refuse(Fault::Request, what)),
+        };
+        if (share.batch, share.rows) != (1, 1) {
+            return Err(refuse(Fault::Request, format!("{share:?} where one row is due")));
+        }
+        let parsed = parse_rows(self.shared.me, self.model.share.manifest(), &self.model.interface, &share);
+        parsed.map(StepInput::Rows).map_err(|error| refuse(Fault::Request, error.to_string()))
+    }
+}
+
+/// Waits until the client has enough, gives its channel up, or says what is not to be said while a step runs.
+async fn ended(receiver: &mut ByteReceiver) -> End {
+    /// Longer than anything lives.
+    const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    /// A message that says `Finish`.
+    const SHORT_BYTES: usize = 64;
+    match said(receiver.next_bytes(SHORT_BYTES, FOREVER).await) {
+        Ok(ClientMessage::Finish) => End::Done,
+        // Nothing more follows; it may wait still.
+        Err(Unsaid::Ended) => std::future::pending().await,
+        Err(Unsaid::Lost | Unsaid::Late) => End::Left,
+        Ok(_) | Err(Unsaid::Wrong(_)) => {
+            End::Refused(Refusal::new(Fault::Request, "a message where none is due: a step of the generation runs"))
+        }
+    }
+}
+
+/// Why there is no message.
+enum Unsaid {
+    Ended,
+    Late,
+    Lost,
+    Wrong(String),
+}
+
+fn said(message: Result<Option<bytes::Bytes>, NetError>) -> Result<ClientMessage, Unsaid> {
+    match message {
+        Ok(Some(bytes)) => codec::decode(&bytes, bytes.len())
+            .map_err(|error| Unsaid::Wrong(format!("no message of this protocol: {error}"))),
+        Ok(None) => Err(Unsaid::Ended),
+        Err(NetError::Deadline { .. }) => Err(Unsaid::Late),
+        Err(NetError::Protocol { what, .. }) => Err(Unsaid::Wrong(what)),
+        Err(_) => Err(Unsaid::Lost),
+    }
+}
+
+fn choice(options: &GenerationOptions) -> Choice {
+    match options.choice {
+        TokenChoice::Scores => Choice::Scores,
+        TokenChoice::Token { .. } => Choice::Token,
+    }
+}
+
+/// The shape of a step of one generation.
+fn shape(extent: Extent, options: &GenerationOptions, reentry: bool) -> StepShape {
+    let every_row = options.every_row && extent.past == 0;
+    StepShape {
+        layout: Layout { sequences: vec![extent], every_row },
+        choice: choice(options),
+        reentry,
+        noisy: matches!(options.choice, TokenChoice::Token { temperature: Some(_), .. }),
+    }
+}
+
+/// How noisy choices are, and where the noise grows from at P0; none where there is none.
+fn noise(
+    me: PartyId,
+    options: &GenerationOptions,
+    seed: Option<NoiseSeed>,
+    hottest: f64,
+) -> Result<Option<(f64, Option<Seed>)>, Refusal> {
+    let theirs = |reason: &str| Err(Refusal::new(Fault::Request, reason));
+    let unfit = |temperature: f64| !(temperature > 0.0 && temperature < hottest);
+    let temperature = match options.choice {
+        TokenChoice::Token { temperature, .. } => temperature,
+        TokenChoice::Scores => None,
+    };
+    if options.every_row && options.choice != TokenChoice::Scores {
+        return theirs("the scores of every row are asked for together with a choice of tokens");
+    }
+    match (temperature, seed, me) {
+        (None, None, _) => Ok(None),
+        (None, Some(_), _) => theirs("a seed of noise for choices without any"),
+        (Some(temperature), ..) if unfit(temperature) => {
+            theirs(&format!("temperature {temperature}, where above 0 and below {hottest:.1} is possible"))
+        }
+        (Some(temperature), Some(NoiseSeed(seed)), PartyId::P0) => {
+            Ok(Some((temperature, Some(Seed::from_bytes(seed)))))
+        }
+        (Some(_), None, PartyId::P0) => theirs("no seed for the noise of choices"),
+        (Some(temperature), None, _) => Ok(Some((temperature, None))),
+        (Some(_), Some(_), _) => theirs("a seed of noise that is for P0 alone to know"),
+    }
+}
+
+/// In the unit of the configuration, to a tenth.
+fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_grows_at_the_helper_alone() {
+        let options = |choice| GenerationOptions { max_positions: 9, choice, every_row: false };
+        let token = |temperature| options(TokenChoice::Token { temperature, reenter: true });
+        let seed = || Some(NoiseSeed([7; 32]));
+        let none = noise(PartyId::P0, &token(None), None, 9.0).unwrap();
+        assert!(none.is_none());
+        let there = noise(PartyId::P0, &token(Some(0.5)), seed(), 9.0).unwrap().unwrap();
+        assert_eq!((there.0, there.1.is_some()), (0.5, true));
+        let elsewhere = noise(PartyId::P2, &token(Some(0.5)), None, 9.0).unwrap().unwrap();
+        assert_eq!((elsewhere.0, elsewhere.1.is_some()), (0.5, false));
+        for (me, options, seed) in [
+            (PartyId::P1, token(Some(0.5)), seed()),
+            (PartyId::P0, token(Some(0.5)), None),
+            (PartyId::P0, token(Some(0.0)), seed()),
+            (PartyId::P0, token(Some(f64::NAN)), seed()),
+            (PartyId::P1, token(Some(-1.0)), None),
+            (PartyId::P2, token(Some(9.0)), None),
+            (PartyId::P0, token(None), seed()),
+            (PartyId::P0, options(TokenChoice::Scores), seed()),
+            (PartyId::P1, GenerationOptions { every_row: true, ..token(None) }, None),
+        ] {
+            assert!(noise(me, &options, seed, 9.0).is_err(), "{me} {options:?}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! How long a request, or a step, waits at the desk, and for what.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tercet_net::{Fault, NodeMessage};
+use tokio::sync::oneshot;
+
+use crate::desk::LEAD;
+use crate::held::Answer;
+use crate::key::RequestKey;
+use crate::lead::give_up;
+use crate::plan::PeerMessage;
+use crate::shared::Shared;
+
+/// How often a request that waits is looked after.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long requests wait for a node that is not connected.
+const PEER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the lead waits until the others have got their parts, too.
+const PART_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Something that is held at the desk.
+pub(crate) struct Stay<'a> {
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) key: RequestKey,
+    /// How long it may wait for its session.
+    pub(crate) deadline: Duration,
+}
+
+impl Stay<'_> {
+    /// The answer; or how its client left, before there was one. What waits is then withdrawn; in a session it stays, for
+    /// the sake of its neighbours.
+    pub(crate) async fn answer<L>(
+        &self,
+        mut answer: oneshot::Receiver<Answer>,
+        left: impl Future<Output = L>,
+    ) -> Result<Answer, L> {
+        let (shared, key) = (self.shared, self.key);
+        let arrived = tokio::time::Instant::now();
+        let mut look = arrived + self.deadline.min(LOOK_PAUSE);
+        let mut left = std::pin::pin!(left);
+        loop {
+            tokio::select! {
+                // What has come already is not lost to a client that leaves.
+                biased;
+                answered = &mut answer => {
+                    let lost = || NodeMessage::Refused {
+                        fault: Fault::Nodes,
+                        reason: "the request was lost in this node: try again".into(),
+                    };
+                    return Ok(answered.unwrap_or_else(|_| Answer { message: lost(), pages: None }));
+                }
+                left = &mut left => {
+                    tracing::info!(request = %key, "its client left");
+                    drop(shared.desk.withdraw(key));
+                    shared.tell_lead(PeerMessage::Gone { request: key }).await;
+                    return Err(left);
+                }
+                () = tokio::time::sleep_until(look) => {
+                    if let Some(reason) = self.overdue(arrived.elapsed())
+                        && let Some(held) = shared.desk.withdraw(key)
+                    {
+                        // The answer comes out of the channel at the next turn.
+                        if shared.me == LEAD {
+                            give_up(shared, vec![held], Fault::Nodes, &reason).await;
+                        } else {
+                            held.refuse(Fault::Nodes, reason);
+                            shared.tell_lead(PeerMessage::Gone { request: key }).await;
+                        }
+                    }
+                    look = tokio::time::Instant::now() + LOOK_PAUSE;
+                }
+            }
+        }
+    }
+
+    /// Why a request should wait no longer.
+    fn overdue(&self, waited: Duration) -> Option<String> {
+        let shared = self.shared;
+        if waited >= self.deadline {
+            let ms = self.deadline.as_millis();
+            return Some(format!("no session within {ms} ms: the nodes are busy, or one of them has not got its part"));
+        }
+        if shared.me != LEAD || waited < PEER_PATIENCE {
+            return None;
+        }
+        let lacking = shared.desk.lacking(self.key);
+        if let Some(party) = lacking.iter().find(|party| shared.endpoint.party(**party).is_none()) {
+            let trouble = shared.endpoint.party_trouble(*party).map_or(String::new(), |error| format!(": {error}"));
+            return Some(format!("{party} is not connected to {}{trouble}", shared.me));
+        }
+        let late = lacking.first().filter(|_| waited >= PART_PATIENCE);
+        late.map(|party| format!("{party} has not got its part of the request within {} s", PART_PATIENCE.as_secs()))
+    }
+}
