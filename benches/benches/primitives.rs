@@ -83,7 +83,7 @@ fn graph() -> Graph {
     let (gain, bias) = (tensor("gain", 1, WIDTH), tensor("shift", 1, WIDTH));
     let mut linear = |name: &str, rows: usize, cols: usize| Op::Linear {
         weight: tensor(&format!("{name}/weight"), rows, cols),
-        bias: tensor(&format!("{name}/bias"), 1, cols),
+        bias: Some(tensor(&format!("{name}/bias"), 1, cols)),
     };
     let ops = [
         ("table", Op::Lookup { table }),
@@ -122,10 +122,12 @@ fn ranges(graph: &Graph) -> Ranges {
             max_value: 4.0,
             max_score: 30.0,
             max_spread: 40.0,
+            row_max: span(-10.0, 30.0),
             row_sum: span(1.0, 128.0),
             max_unnormalised: 100.0,
             max_output: 4.0,
         }),
+        ..NodeStats::default()
     };
     Ranges { inputs: 1, nodes: graph.nodes.iter().map(|node| (node.name.clone(), stats(&node.op))).collect() }
 }

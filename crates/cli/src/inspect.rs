@@ -80,6 +80,7 @@ fn output(output: &Output) -> String {
         Output::Embedding { width, normalize: true } => format!("vectors of {width} numbers, scaled to unit length"),
         Output::Embedding { width, normalize: false } => format!("vectors of {width} numbers"),
         Output::Logits { labels } => format!("scores of {} labels: {}", labels.len(), labels.join(", ")),
+        Output::NextToken { vocab } => format!("the next of {vocab} tokens"),
     }
 }
 
@@ -98,6 +99,13 @@ fn operations(graph: &Graph) -> BTreeMap<&'static str, usize> {
             Op::Activation(_) => "activation",
             Op::FirstRow => "first row",
             Op::MeanRows => "mean",
+            Op::RmsNorm { .. } => "RMS norm",
+            Op::CausalAttention { .. } => "causal attention",
+            Op::AddPositions { .. } => "positions",
+            Op::Gated(_) => "gated activation",
+            Op::Route { .. } => "router",
+            Op::ScaleBlocks => "weighed experts",
+            Op::LastRow => "last row",
         };
         *counts.entry(name).or_insert(0) += 1;
     }

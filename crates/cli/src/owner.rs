@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use tercet_engine::{Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split};
 use tercet_model::graph::{Input, TensorSpec};
-use tercet_model::{Model, Oracle, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
+use tercet_model::{Model, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
 use tercet_net::PartyId;
 
 use crate::screen::{bar, bytes};
@@ -24,7 +24,7 @@ pub(crate) fn ranges(model: &Model, more: Vec<OracleInput>) -> Result<Ranges> {
     let mut inputs = calibration_inputs(model);
     inputs.extend(more);
     let bar = bar(inputs.len() as u64, "calibrating", false);
-    let ranges = calibrate_with(&Oracle::new(model)?, &inputs, |done| bar.set_position(done as u64))?;
+    let ranges = calibrate_with(model, &inputs, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(ranges)
 }

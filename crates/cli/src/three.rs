@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use tercet_client::{ModelFace, Prepared};
 use tercet_core::{Cost, Geometry, PairSeeds, Session};
-use tercet_engine::{Manifest, ModelShare, Parsed, parse, walk};
+use tercet_engine::{Manifest, ModelShare, Parsed, Rows, parse, walk};
 use tercet_helper::suite::{HelperSuite, Input};
 use tercet_helper::{Masked, open};
 use tercet_net::{OutputShare, PartyId, memory_world};
@@ -108,7 +108,8 @@ fn party<E: Element>(
     let geometry = Geometry { batch: shape[0], rows: shape[1] };
     let output = {
         let mut suite = HelperSuite::new(session, weights, input, geometry, manifest.numerics.formats);
-        walk(&mut suite, &manifest.graph, &manifest.numerics, geometry, |_, value| {
+        let rows = Rows::Inputs(geometry.rows);
+        walk(&mut suite, &manifest.graph, &manifest.numerics, rows, |_, value| {
             if let Some(views) = &views {
                 // Nobody looks any more where another party has failed.
                 let _ = views.send(view(value));

@@ -31,7 +31,8 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
             let fits = scores && value(*max_value) && bound(of);
             fits && {
                 let spec = numerics.causal(graph.max_rows(), *max_value, *of);
-                let turned = if matches!(op, Op::CausalAttention { rotary: Some(_), .. }) { spec.rotary_frac } else { 0 };
+                let turned =
+                    if matches!(op, Op::CausalAttention { rotary: Some(_), .. }) { spec.rotary_frac } else { 0 };
                 attention(&spec.attention, frac) && numerics.score_ring + frac + turned <= LANE
             }
         }
@@ -45,7 +46,12 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
         NodeSpec::Add { ring } => (2..=numerics.formats.wide).contains(ring),
         NodeSpec::None => true,
     };
-    graph.nodes.iter().zip(&numerics.nodes).find(|(node, spec)| !sound(&node.op, spec)).map(|(node, _)| node.name.as_str())
+    graph
+        .nodes
+        .iter()
+        .zip(&numerics.nodes)
+        .find(|(node, spec)| !sound(&node.op, spec))
+        .map(|(node, _)| node.name.as_str())
 }
 
 /// Whether a ring and what is dropped above it fit.

@@ -4,7 +4,7 @@ use crate::builder::Builder;
 use crate::config::Family;
 use crate::decoder_config::DecoderConfig;
 use crate::graph::{Activation, Input, Op, Output, Reach, ValueId};
-use crate::recipe::{Block, Recipe, query_scale};
+use crate::recipe::{Block, LOG2_E, Recipe, query_scale};
 
 /// Where the stored tensors of the body are.
 const BODY: [&str; 7] = ["h.", "wte.", "wpe.", "ln_f.", "layers.", "embed_tokens.", "norm."];
@@ -131,7 +131,9 @@ impl Decoder<'_, '_> {
     fn mixture(&mut self, at: &str, stored: &str, experts: usize, top: usize, x: ValueId) -> ValueId {
         let (h, inner) = (self.config.hidden, self.config.intermediate);
         let stored = format!("{stored}.block_sparse_moe");
-        let scores = self.beside(&format!("{at}/ffn/router"), &[(format!("{stored}.gate"), experts)], 1.0, false, x);
+        // Weights of experts are taken to base 2, as softmax is.
+        let gate = [(format!("{stored}.gate"), experts)];
+        let scores = self.beside(&format!("{at}/ffn/router"), &gate, LOG2_E, false, x);
         let route = self.builder.node(&format!("{at}/ffn/route"), Op::Route { top }, vec![scores]);
         let of_experts = |part: &str| -> Vec<String> {
             (0..experts).map(|expert| format!("{stored}.experts.{expert}.{part}")).collect()

@@ -145,8 +145,8 @@ fn route(scores: &Tensor, top: usize) -> candle_core::Result<Tensor> {
         order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
         let chosen = &order[..top.min(order.len())];
         let largest = chosen.first().map_or(0.0, |first| row[*first]);
-        let sum: f64 = chosen.iter().map(|i| (row[*i] - largest).exp()).sum();
-        let weight = |i: usize| if chosen.contains(&i) { (row[i] - largest).exp() / sum } else { 0.0 };
+        let sum: f64 = chosen.iter().map(|i| (row[*i] - largest).exp2()).sum();
+        let weight = |i: usize| if chosen.contains(&i) { (row[i] - largest).exp2() / sum } else { 0.0 };
         weights.extend((0..row.len()).map(weight));
     }
     Tensor::from_vec(weights, scores.dims2()?, scores.device())?.to_dtype(scores.dtype())

@@ -133,7 +133,7 @@ pub enum Op {
     /// `f(a) * b` of a value `[.., 2 * width]` whose first half is `a` and whose second is `b`: SwiGLU with SiLU for `f`.
     Gated(Activation),
     /// From the scores `[.., experts]` of a router the weight of each expert: the softmax over the `top` largest of a row, zero
-    /// for the others.
+    /// for the others. Scores come scaled by `log2(e)` (the builder folds it into the router), so it is taken to base 2.
     Route {
         /// How many experts have a say.
         top: usize,

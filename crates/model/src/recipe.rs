@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::weights::{PIECE, Weights};
 
 /// `log2(e)`: softmax is taken to base 2.
-const LOG2_E: f64 = std::f64::consts::LOG2_E;
+pub(crate) const LOG2_E: f64 = std::f64::consts::LOG2_E;
 /// Side of the tiles in which blocks are transposed: few enough rows to stay in the nearest cache.
 const TILE: usize = 8;
 

@@ -74,7 +74,7 @@ pub struct GatedStats {
     pub factor: f32,
 }
 
-/// Ranges inside a choice of experts. Scores are natural: softmax takes them to base e.
+/// Ranges inside a choice of experts. Scores are to base 2, as the graph's router is scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouteStats {
     /// Largest absolute score.

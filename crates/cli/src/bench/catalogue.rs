@@ -200,7 +200,7 @@ impl Shape {
 
     /// Every tensor, in the order in which it is stored.
     pub(crate) fn tensors(&self) -> Vec<Stored> {
-        let Shape { layers, hidden, intermediate, family, .. } = *self;
+        let Shape { layers, hidden, heads, intermediate, family } = *self;
         let mut list = List(Vec::new());
         match family {
             Family::Bert { vocab, positions } => {

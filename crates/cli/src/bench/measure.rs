@@ -127,6 +127,9 @@ pub(crate) fn rows_of(name: &str, asked: &[usize]) -> Result<Vec<usize>> {
         Origin::Random(shape) => match shape.family {
             Family::Vit { image, patch, .. } => vec![(image / patch) * (image / patch)],
             Family::Bert { .. } => asked.to_vec(),
+            Family::Gpt2 { .. } | Family::Llama { .. } => {
+                bail!("{name} continues texts: `tercet bench generate` measures it")
+            }
         },
         Origin::Fetched => asked.to_vec(),
     })

@@ -74,7 +74,9 @@ pub(super) fn input(
 
 fn rows<E: Element>(rows: &InputRows<E>, keys: &[Vec<u8>; 2]) -> Vec<String> {
     match rows {
-        InputRows::Matrix(matrix) => matrix.planes().iter().map(|plane| lanes(plane.data())).collect(),
+        InputRows::Matrix(matrix) | InputRows::Places(matrix) => {
+            matrix.planes().iter().map(|plane| lanes(plane.data())).collect()
+        }
         // One key at P0, two at the evaluators.
         InputRows::Lookup(_) => {
             keys.iter().filter(|key| !key.is_empty()).map(|key| hex(key.get(..16).unwrap_or_default())).collect()
