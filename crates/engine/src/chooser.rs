@@ -66,6 +66,7 @@ impl Choice {
         match profile {
             Profile::Precise if decoder => Choice {
                 formats: Numerics { frac: 18, ..choice.formats },
+                weight_frac: 20,
                 norm_ring: 30,
                 norm_bits: 18,
                 root_bits: 18,
@@ -84,7 +85,7 @@ impl Choice {
                 formats: Numerics { wide: 32, frac: 10 },
                 weight_frac: 12,
                 least_weight_frac: 8,
-                norm_ring: 30,
+                norm_ring: 32,
                 gain_frac: 12,
                 norm_bits: 11,
                 square_bits: 4,
@@ -173,7 +174,12 @@ pub fn choose(
     // A padded key must fall at least 16 below the largest score, where its exponential is zero. In a decoder there is no padding;
     // what is added to a difference of scores there is the distance of its bound.
     let padding = if graph.is_decoder() { f64::from(4 * BOUND_STEP) } else { (spread + 16.0).ceil() };
-    let score_ring = 1 + frac + ((spread + padding).log2().ceil() as u32).max(LEAST_SCORE_BITS);
+    let bounds = nodes.iter().map(|spec| match spec {
+        NodeSpec::Causal { bound, .. } => 1 + bound.step.ilog2() + bound.steps.next_power_of_two().ilog2(),
+        _ => 0,
+    });
+    let score_bits = ((spread + padding).log2().ceil() as u32).max(LEAST_SCORE_BITS).max(bounds.max().unwrap_or(0));
+    let score_ring = 1 + frac + score_bits;
     let padding_bias = -((padding as i64) << frac);
     let mut numerics = ModelNumerics { profile, formats: choice.formats, nodes, tensors, score_ring, padding_bias };
     if public_table && let Some(Op::Lookup { table }) = graph.nodes.first().map(|node| &node.op) {
@@ -412,7 +418,13 @@ impl Chooser<'_> {
     ) -> NormSpec {
         let Choice { norm_ring: ring, gain_frac, .. } = self.choice;
         let frac = self.choice.formats.frac;
-        let [norm_bits, square_bits] = [self.choice.norm_bits, self.choice.square_bits].map(f64::from);
+        let [norm_bits, mut square_bits] = [self.choice.norm_bits, self.choice.square_bits].map(f64::from);
+        if self.graph.is_decoder() {
+            // What the elements of a row are off by counts less the more of them there are; a root that is off stretches all scores of its
+            // row, and a decoder's are large.
+            let wanted = if self.choice.profile == Profile::Fast { 11.0 } else { 17.0 };
+            square_bits = square_bits.max(wanted - (width as f64).log2() / 2.0);
+        }
         let largest = (f64::from(seen.variance.max) * VARIANCE_MARGIN + eps).max(1e-30);
         let smallest =
             (f64::from(seen.variance.min) / VARIANCE_MARGIN + eps).max(largest * power(-(MAX_OCTAVES as i32)));

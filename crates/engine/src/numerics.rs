@@ -230,7 +230,7 @@ impl ModelNumerics {
     pub fn choice(&self, vocab: usize, ring: u32) -> ChoiceSpec {
         let frac = self.formats.frac;
         // Scores further apart than calibration saw are in their own ring still: nothing but fractional bits is dropped.
-        let compare_frac = if self.profile == Profile::Fast { 7 } else { 10 };
+        let compare_frac = if self.profile == Profile::Fast { 8 } else { 10 };
         ChoiceSpec {
             compare_frac,
             compare_ring: (ring.min(frac + 14) - (frac - compare_frac)).min(32),
