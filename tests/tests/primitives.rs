@@ -5,4 +5,5 @@ mod primitives {
     mod causal;
     mod nonlinear;
     mod rows;
+    mod steps;
 }
