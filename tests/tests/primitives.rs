@@ -7,6 +7,7 @@ mod primitives {
     mod nonlinear;
     mod routing;
     mod rows;
+    mod steps;
     mod twin;
     mod weights;
 }

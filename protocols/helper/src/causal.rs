@@ -74,6 +74,7 @@ pub fn cost(layout: &Layout, heads: &CausalHeads, width: usize, ring: u32, frac:
 ///
 /// # Errors
 /// Shapes that do not fit each other, the layout or the caches.
+#[allow(clippy::too_many_arguments, reason = "what is public of a step, and what is shared")]
 pub fn attention<E: Element>(
     s: &mut Session,
     qkv: &Masked<E>,

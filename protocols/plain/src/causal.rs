@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_bound_is_the_last_that_is_reached() {
         let spec = BoundSpec { lowest: -4, step: 2, steps: 5 };
-        let of = |largest: f64| above(&[-900, (largest * 1024.0) as i64], 10, &spec) as f64 / 1024.0;
+        let of = |largest: f64| above(&[-900 << 10, (largest * 1024.0) as i64], 10, &spec) as f64 / 1024.0;
         assert_eq!([of(-30.0), of(-4.0), of(-2.1), of(-2.0)], [-2.0, -2.0, -2.0, 0.0]);
         assert_eq!([of(3.9), of(4.0), of(5.9), of(9.0)], [4.0, 6.0, 6.0, 6.0]);
     }

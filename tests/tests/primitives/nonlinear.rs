@@ -1,9 +1,9 @@
 //! Elementwise functions against exact mathematics.
 
 use tercet_core::fit::Series;
-use tercet_core::spec::{ActivationSpec, GateSpec};
+use tercet_core::spec::{ActivationSpec, GateSpec, GatedSpec};
 use tercet_helper::exponential::{self, Scales};
-use tercet_helper::{activation, maximum};
+use tercet_helper::{activation, gated, maximum};
 use tercet_testkit::World;
 use tercet_testkit::sharing::{reveal, share};
 use tercet_testkit::uniformity::assert_uniform;
@@ -134,4 +134,64 @@ fn the_maximum_survives_near_ties_and_odd_widths() {
             assert_uniform(&run.received[2], "maximum at P2");
         }
     }
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// SiLU's tails are long: 1.1e-3 is left at 9, 2.9e-5 at 13.
+#[test]
+fn gated_products_hold_their_error() {
+    let even = |x: f64| silu(x) - x / 2.0;
+    let fast = GateSpec {
+        series: Series::fit_even(even, 9.25, 5, 2, 6),
+        edge: 9,
+        compare_ring: 20,
+        dealt_frac: 12,
+        public_frac: 12,
+        body_ring: 17,
+        ring: 30,
+    };
+    let precise = GateSpec {
+        series: Series::fit_even(even, 13.25, 5, 1, 16),
+        edge: 13,
+        compare_ring: 28,
+        dealt_frac: 19,
+        public_frac: 19,
+        body_ring: 23,
+        ring: 62,
+    };
+    for (gate, frac, ring, bound) in [(fast, 10, 20, 5e-3), (precise, 16, 44, 1.2e-4)] {
+        let a: Vec<f64> = steps(4_000, -100.0, 100.0).into_iter().chain(steps(4_000, -15.0, 15.0)).collect();
+        let silu_alone = ActivationSpec::Gate(gate.clone());
+        check_activation(&silu_alone, &a, frac, ring, 4, silu, bound);
+
+        // Side by side with factors of up to two.
+        let b: Vec<f64> = (0..a.len()).map(|i| (i * 7919 % 4001) as f64 / 1000.0 - 2.0).collect();
+        let pairs: Vec<f64> = a.chunks(4).zip(b.chunks(4)).flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
+        let x = share::<u64>(&fixed(&pairs, frac), &[a.len() / 4, 8], ring, 13);
+        let truncate = frac;
+        let spec = GatedSpec { activation: silu_alone, truncate, ring: gate.ring - truncate };
+        let run = World::default().run(|s| gated::gated(s, &x[s.party().index()], frac, &spec));
+        let unit = f64::from(1u32 << frac);
+        let exact = a.iter().zip(&b).map(|(a, b)| silu(*a) * b);
+        let errors = reveal(&run.outputs).into_iter().zip(exact).map(|(got, exact)| (got as f64 / unit - exact).abs());
+        // Half a unit of `b` times the gate besides.
+        let worst = errors.fold(0.0, f64::max);
+        println!("{frac} bits: {worst:.1e} at most");
+        assert!(worst < 2.0 * bound + 100.0 * 0.5 / unit, "{worst}");
+        assert_eq!(run.cost, gated::cost(a.len(), ring, frac, &spec));
+        assert_eq!(run.cost.rounds, 5, "one more than the activation");
+        assert_uniform(&run.received[1], "gated product at P1");
+        assert_uniform(&run.received[2], "gated product at P2");
+    }
+}
+
+#[test]
+fn a_gate_that_leaves_too_small_a_ring_is_refused() {
+    let spec = GatedSpec { activation: ActivationSpec::Relu { ring: 29 }, truncate: 10, ring: 20 };
+    let x = share::<u32>(&[0; 6], &[1, 6], 20, 13);
+    let run = World::default().run(|s| Ok(gated::gated(s, &x[s.party().index()], 10, &spec).is_err()));
+    assert_eq!(run.outputs, [true; 3]);
 }
