@@ -2,6 +2,8 @@
 
 #[path = "nodes/cluster.rs"]
 mod cluster;
+#[path = "nodes/generation.rs"]
+mod generation;
 
 use std::io::Write;
 use std::net::TcpStream;

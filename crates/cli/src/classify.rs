@@ -33,18 +33,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let request = args.request;
     let (found, labels) = runtime()?.block_on(async {
-        let client = request.connect().await?;
-        let found = client.classify(&request.model, inputs, &request.options()).await;
+        let client = request.model.connect().await?;
+        let found = client.classify(&request.model.name, inputs, &request.options()).await;
         let face = client.model(&request.model).await;
         client.close().await;
         anyhow::Ok((found?, face?.labels().to_vec()))
     })?;
     request.write_flame(&found.usage)?;
-    if request.json {
+    if request.model.json {
         let classes = found.classes.iter().map(|class| json!({ "label": class.label, "scores": class.scores }));
         let classes: Vec<_> = classes.collect();
         let usage = usage_json(&found.usage);
-        return say_json(&json!({ "model": request.model, "labels": labels, "classes": classes, "usage": usage }));
+        return say_json(&json!({ "model": request.model.name, "labels": labels, "classes": classes, "usage": usage }));
     }
     for class in &found.classes {
         say(format_args!("{}\t{:.4}", class.label, class.scores[class.index]));

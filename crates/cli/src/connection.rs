@@ -60,15 +60,32 @@ impl NodesFile {
     }
 }
 
-/// What every request may be told.
+/// Whom to ask, and for what.
 #[derive(clap::Args)]
-pub(crate) struct RequestArgs {
+pub(crate) struct ModelArgs {
     /// The client's file: its key and the three nodes.
     #[arg(long, value_name = "FILE", env = "TERCET_NODES", default_value = "nodes.toml")]
     nodes: PathBuf,
     /// The name of the model on the nodes.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) model: String,
+    #[arg(long = "model", value_name = "NAME")]
+    pub(crate) name: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl ModelArgs {
+    /// Connects to the nodes of the file.
+    pub(crate) async fn connect(&self) -> Result<Client> {
+        Ok(Client::connect(NodesFile::read(&self.nodes)?.client()?).await?)
+    }
+}
+
+/// What every request may be told.
+#[derive(clap::Args)]
+pub(crate) struct RequestArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
     /// Cut texts that are too long, instead of refusing them.
     #[arg(long)]
     truncate: bool,
@@ -84,17 +101,9 @@ pub(crate) struct RequestArgs {
     /// Ask the nodes where the time went, and write a page (HTML) of it to this file.
     #[arg(long, value_name = "FILE")]
     flame: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 impl RequestArgs {
-    /// Connects to the nodes of the file.
-    pub(crate) async fn connect(&self) -> Result<Client> {
-        Ok(Client::connect(NodesFile::read(&self.nodes)?.client()?).await?)
-    }
-
     pub(crate) fn options(&self) -> Options {
         Options {
             truncate: self.truncate,
@@ -108,7 +117,7 @@ impl RequestArgs {
 
     /// Writes the page of where the time went, if one is wanted.
     pub(crate) fn write_flame(&self, usage: &[RequestUsage]) -> Result<()> {
-        self.flame.as_ref().map_or(Ok(()), |path| flame::write(path, &self.model, usage))
+        self.flame.as_ref().map_or(Ok(()), |path| flame::write(path, &self.model.name, usage))
     }
 }
 

@@ -27,17 +27,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let request = args.request;
     let found = runtime()?.block_on(async {
-        let client = request.connect().await?;
-        let found = client.embed(&request.model, &texts, &request.options()).await;
+        let client = request.model.connect().await?;
+        let found = client.embed(&request.model.name, &texts, &request.options()).await;
         client.close().await;
         anyhow::Ok(found?)
     })?;
     request.write_flame(&found.usage)?;
     let similar = similarities(&found.vectors);
-    if request.json {
+    if request.model.json {
         let numbers =
             if args.similarity { json!({ "similarity": similar }) } else { json!({ "vectors": found.vectors }) };
-        return say_json(&json!({ "model": request.model, "result": numbers, "usage": usage_json(&found.usage) }));
+        return say_json(&json!({ "model": request.model.name, "result": numbers, "usage": usage_json(&found.usage) }));
     }
     let rows = if args.similarity { &similar } else { &found.vectors };
     for row in rows {

@@ -17,6 +17,7 @@ mod doctor;
 mod embed;
 mod fetch;
 mod flame;
+mod generate;
 mod inspect;
 mod keygen;
 mod node;
@@ -57,6 +58,7 @@ enum Command {
     Node(Box<node::Args>),
     Embed(embed::Args),
     Classify(classify::Args),
+    Generate(generate::Args),
     Doctor(doctor::Args),
 }
 
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Node(args) => node::run(*args),
         Command::Embed(args) => embed::run(args),
         Command::Classify(args) => classify::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     match outcome {

@@ -14,6 +14,12 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
+/// Prints a piece of a line at once.
+pub(crate) fn say_piece(piece: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Prints one JSON document.
 pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
     say(serde_json::to_string_pretty(value).context("the result has no JSON form")?);

@@ -22,6 +22,10 @@ use crate::{
     Client, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Score, Token, open, share,
 };
 
+/// Between the tries to take a generation up: twice as long each time, until it is the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// A text under way.
 struct Drive {
     client: Client,
@@ -107,7 +111,7 @@ impl Client {
 impl Drive {
     async fn run(mut self) {
         let until = self.started + self.options.deadline;
-        let mut failures = 0;
+        let (mut failures, mut pause) = (0, FIRST_PAUSE);
         let error = loop {
             let error = match self.attempt(failures, until).await {
                 Ok(finish) => {
@@ -117,9 +121,12 @@ impl Drive {
                 Err(error) => error,
             };
             failures += 1;
-            if !error.is_transient() || failures > self.options.retries || Instant::now() >= until {
+            let again = error.is_transient() || self.usage().new_tokens > 0 && is_absence(&error);
+            if !again || failures > self.options.retries || Instant::now() + pause >= until {
                 break error;
             }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(2 * pause);
             tracing::debug!(%error, "a generation is taken up again");
             self.usage.lock().unwrap_or_else(PoisonError::into_inner).retried = failures;
         };
@@ -225,6 +232,11 @@ impl Drive {
     fn put(&self, usage: GenerationUsage) {
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
     }
+}
+
+/// Whether a node that was there is not, and may come back.
+fn is_absence(error: &Error) -> bool {
+    matches!(error, Error::Node { error: NetError::Unreachable { .. } | NetError::Deadline { .. }, .. })
 }
 
 /// What is special to a model that generates.

@@ -1,6 +1,7 @@
 //! A request between its two ends: split into shares, not yet answered.
 
 use tercet_net::{InputShare, OutputShare};
+use zeroize::Zeroizing;
 
 use crate::face::Table;
 use crate::input::{self, Batch};
@@ -21,6 +22,18 @@ impl ModelFace {
     pub fn prepare(&self, inputs: Inputs<'_>, options: &Options, table: Option<&[u8]>) -> Result<Vec<Prepared>, Error> {
         let batches = input::batches(self, inputs, options)?;
         batches.into_iter().map(|batch| Prepared::new(self, batch, table)).collect()
+    }
+
+    /// Splits the rows of tokens that go into a generation together: its prompt, or one more token.
+    ///
+    /// # Errors
+    /// The model takes no tokens; the table is missing or of another size.
+    pub fn share_rows(&self, ids: &[u32], table: Option<&[u8]>) -> Result<[InputShare; 3], Error> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.interface().output_width) {
+            return Err(Error::Misuse(format!("token {id}, but there are {}", self.interface().output_width)));
+        }
+        let table = table.map(|bytes| Table::new(self, bytes)).transpose()?;
+        share::rows(self, Zeroizing::new(ids.to_vec()), table.as_ref())
     }
 
     /// Opens the answer to a request: one vector for each of its inputs, in the order of [`Prepared::places`].

@@ -243,6 +243,10 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) async fn connect(cluster: &Cluster) -> Raw {
+        Raw::connect_to(cluster, MODEL).await
+    }
+
+    pub(crate) async fn connect_to(cluster: &Cluster, model: &str) -> Raw {
         let mut config = EndpointConfig::client(cluster.client_identity(), cluster.keys());
         config.profile = LinkProfile::Loopback;
         let endpoint = Endpoint::bind(config).unwrap();
@@ -251,10 +255,10 @@ impl Raw {
             connections.push(endpoint.dial(party, &cluster.address(party)).await.unwrap());
         }
         let connections: [Connection; 3] = connections.try_into().unwrap();
-        let manifest = ask(&connections[0], &ClientMessage::Manifest { model: MODEL.into() }).await;
+        let manifest = ask(&connections[0], &ClientMessage::Manifest { model: model.into() }).await;
         let NodeMessage::Manifest { digest, interface, tokenizer } = manifest else { panic!("{manifest:?}") };
         let interface = codec::decode(&interface, 1 << 20).unwrap();
-        let face = ModelFace::new(MODEL, digest, interface, tokenizer).unwrap();
+        let face = ModelFace::new(model, digest, interface, tokenizer).unwrap();
         Raw { _endpoint: endpoint, connections, face }
     }
 

@@ -1,0 +1,520 @@
+//! Generations on three daemons: the tokens of the oracle, alone and together, and every way to end.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tercet_client::{
+    Client, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Options, Sampling,
+};
+use tercet_core::Layout;
+use tercet_engine::{Choice, ModelShare, Profile, StepShape, cache_bytes, choose, plan_step, split};
+use tercet_model::{Model, Oracle, Truncate, calibrate, calibration_inputs};
+use tercet_net::{
+    ByteChannel, ClientMessage, Fault, GenerationOptions, InputShare, LinkKind, NodeMessage, PartyId, TokenChoice,
+    codec,
+};
+use tercet_node::Config;
+
+use crate::cluster::{Cluster, PATIENCE, Raw, assert_refused, fresh_id, open};
+use crate::{P0, P1, P2, join_all, until};
+
+const TEXTS: &str = "tiny-gpt2";
+
+/// A GPT-2 of two layers with random weights, shared once.
+struct Tiny {
+    model: Model,
+    oracle: Oracle,
+    shares: [PathBuf; 3],
+}
+
+fn tiny() -> &'static Tiny {
+    static TINY: OnceLock<Tiny> = OnceLock::new();
+    TINY.get_or_init(|| {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures");
+        let model = Model::load(&fixtures.join("gpt2")).unwrap();
+        let ranges = calibrate(&model, &calibration_inputs(&model)).unwrap();
+        let numerics = choose(&model.graph, &ranges, Profile::Precise, false).unwrap();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generation");
+        let folders = ["p0", "p1", "p2"].map(|party| folder.join(party));
+        folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        let shares = split(&model, TEXTS, numerics, folders.each_ref().map(PathBuf::as_path), |_| ()).unwrap();
+        Tiny { oracle: Oracle::new(&model).unwrap(), model, shares }
+    })
+}
+
+impl Tiny {
+    fn ids(&self, text: &str) -> Vec<u32> {
+        self.model.tokenizer().unwrap().encode(text, 320, Truncate::No).unwrap()
+    }
+
+    /// What the oracle goes on with, the likeliest token at a time. The likeliest must be so by far more than numbers lose.
+    fn greedy(&self, prompt: &str, count: usize) -> Vec<u32> {
+        let mut ids = self.ids(prompt);
+        let before = ids.len();
+        for _ in 0..count {
+            let scores = self.oracle.scores(&ids).unwrap();
+            let row = &scores.data[(ids.len() - 1) * scores.width..];
+            let mut order: Vec<usize> = (0..row.len()).collect();
+            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+            let margin = row[order[0]] - row[order[1]];
+            assert!(margin > 0.04, "{prompt:?} is undecided by {margin} after {}", ids.len());
+            ids.push(order[0] as u32);
+        }
+        ids.split_off(before)
+    }
+}
+
+fn texts(config: &mut Config) {
+    config.shares = vec![tiny().shares[config.party.index()].clone()];
+}
+
+/// Steps take a few hundred milliseconds, so that what is there together runs together.
+fn slow_texts(config: &mut Config) {
+    texts(config);
+    config.shape = "1ms,1gbit".parse().unwrap();
+}
+
+fn tokens(count: usize) -> GenerateOptions {
+    GenerateOptions { max_new_tokens: count, ignore_eos: true, deadline: PATIENCE, retries: 0, ..Default::default() }
+}
+
+async fn ids(mut generation: Generation) -> (Vec<u32>, GenerationUsage) {
+    let mut ids = Vec::new();
+    while let Some(token) = generation.next().await {
+        ids.push(token.unwrap().id);
+    }
+    (ids, generation.usage())
+}
+
+/// Waits until no node holds anything of a generation.
+async fn until_free(cluster: &Cluster) {
+    until("all is freed", || {
+        PartyId::ALL.iter().all(|party| {
+            let status = cluster.node(*party).status();
+            (status.generations, status.cache_bytes, status.waiting) == (0, 0, 0)
+        })
+    })
+    .await;
+}
+
+#[test]
+fn tokens_are_those_of_the_oracle_at_the_declared_cost() {
+    let cluster = Cluster::start(LinkKind::Quic, texts);
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        let (prompt, count) = (PROMPTS[0], 6);
+        let expected = tiny().greedy(prompt, count);
+        let share = ModelShare::open(&tiny().shares[1]).unwrap();
+        let rows = tiny().ids(prompt).len();
+        let priced = |layout, choice, reentry| {
+            let shape = StepShape { layout, choice, reentry, noisy: false };
+            plan_step(share.manifest(), &shape).unwrap().total
+        };
+        for inside in [false, true] {
+            let options = GenerateOptions { inside, ..tokens(count) };
+            let (found, usage) = ids(client.generate(TEXTS, prompt, &options).await.unwrap()).await;
+            assert_eq!(found, expected, "inside: {inside}");
+            let choice = if inside { Choice::Token } else { Choice::Scores };
+            let mut costs = vec![priced(Layout::prefill(rows), choice, false)];
+            costs.extend((0..count - 1).map(|step| priced(Layout::decode(&[rows + step]), choice, inside)));
+            assert_eq!(usage.rounds, costs.iter().map(|cost| cost.rounds).sum::<u64>());
+            let bytes: u64 = costs.iter().flat_map(|cost| cost.bytes.as_flattened()).sum();
+            assert_eq!(usage.total_bytes(), bytes);
+            assert_eq!((usage.new_tokens, usage.finish, usage.batched), (count, Some(Finish::Length), 1));
+            until_free(&cluster).await;
+        }
+        for party in PartyId::ALL {
+            let status = cluster.node(party).status();
+            assert_eq!((status.steps_done, status.sessions_done, status.sessions_failed), (12, 12, 0));
+        }
+    });
+}
+
+/// Prompts of several lengths; the first is the shortest.
+const PROMPTS: [&str; 4] =
+    ["the fox", "a dog and the quick fox", "the lazy dog", "quick quick quick brown fox over the dog"];
+
+#[test]
+fn who_decodes_together_gets_what_it_gets_alone() {
+    let cluster = Cluster::start(LinkKind::Quic, slow_texts);
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        // They join one after another and leave when they have enough, each at a position of its own.
+        let counts = [12, 4, 7, 5];
+        let runs = PROMPTS.iter().zip(counts).enumerate().map(|(at, (prompt, count))| {
+            let client = client.clone();
+            let cluster = &cluster;
+            async move {
+                until("earlier ones are under way", || cluster.node(P1).status().steps_done >= 2 * at as u64).await;
+                ids(client.generate(TEXTS, prompt, &tokens(count)).await.unwrap()).await
+            }
+        });
+        let found = join_all(runs).await;
+        for ((prompt, count), (ids, usage)) in PROMPTS.iter().zip(counts).zip(&found) {
+            assert_eq!(*ids, tiny().greedy(prompt, count), "{prompt:?}");
+            assert!(usage.batched > 1, "{prompt:?} ran alone");
+        }
+        let status = cluster.node(P1).status();
+        assert_eq!(status.steps_done, counts.iter().sum::<usize>() as u64);
+        assert!(status.sessions_done < status.steps_done, "{} sessions", status.sessions_done);
+        until_free(&cluster).await;
+    });
+}
+
+#[test]
+fn inside_the_nodes_sample_by_the_seed_and_texts_are_scored() {
+    let cluster = Cluster::start(LinkKind::Quic, texts);
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        let sampling = Sampling { temperature: 0.8, seed: Some(11), ..Sampling::GREEDY };
+        let options = GenerateOptions { inside: true, sampling: sampling.clone(), ..tokens(4) };
+        let (once, _) = ids(client.generate(TEXTS, PROMPTS[0], &options).await.unwrap()).await;
+        let (again, _) = ids(client.generate(TEXTS, PROMPTS[0], &options).await.unwrap()).await;
+        assert_eq!(once, again);
+        let seeds: BTreeSet<Vec<u32>> = join_all((0..4).map(|seed| {
+            let sampling = Sampling { seed: Some(seed), temperature: 5.0, ..sampling.clone() };
+            let (client, options) = (client.clone(), GenerateOptions { sampling, ..options.clone() });
+            async move { ids(client.generate(TEXTS, PROMPTS[0], &options).await.unwrap()).await.0 }
+        }))
+        .await
+        .into_iter()
+        .collect();
+        assert!(seeds.len() > 1, "every seed gives {seeds:?}");
+        let hot = GenerateOptions { sampling: Sampling { temperature: 1e6, ..sampling }, ..options };
+        let error = client.generate(TEXTS, PROMPTS[0], &hot).await.unwrap().text().await.unwrap_err();
+        assert!(error.to_string().contains("temperature"), "{error}");
+
+        let text = PROMPTS[3];
+        let score = client.score(TEXTS, text, PATIENCE).await.unwrap();
+        let ids = tiny().ids(text);
+        let scores = tiny().oracle.scores(&ids).unwrap();
+        let expected = scores.data.chunks(scores.width).zip(&ids[1..]).map(|(row, &next)| {
+            let sum: f64 = row.iter().map(|score| f64::from(*score).exp()).sum();
+            f64::from(row[next as usize]) - sum.ln()
+        });
+        let pairs: Vec<(f64, f64)> = score.log_probabilities.iter().copied().zip(expected).collect();
+        assert!(score.ids == ids && pairs.len() == ids.len() - 1);
+        assert!(pairs.iter().all(|(a, b)| (a - b).abs() < 0.03), "{pairs:?}");
+        until_free(&cluster).await;
+    });
+}
+
+/// A client without an SDK, with a generation.
+struct RawGeneration {
+    channels: [ByteChannel; 3],
+}
+
+fn public(max_positions: usize) -> GenerationOptions {
+    GenerationOptions { max_positions: max_positions as u32, choice: TokenChoice::Scores, every_row: false }
+}
+
+fn opening(face: &ModelFace, options: GenerationOptions, deadline_ms: u32, share: &InputShare) -> ClientMessage {
+    opening_as(fresh_id(), face, options, deadline_ms, share)
+}
+
+fn opening_as(
+    request_id: [u8; 16],
+    face: &ModelFace,
+    options: GenerationOptions,
+    deadline_ms: u32,
+    share: &InputShare,
+) -> ClientMessage {
+    let (model, digest, share) = (face.name().into(), face.digest(), share.clone());
+    ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed: None, share }
+}
+
+impl RawGeneration {
+    async fn open(raw: &Raw, prompt: &[u32], options: GenerationOptions, deadline_ms: u32) -> RawGeneration {
+        let (shares, id) = (raw.face.share_rows(prompt, None).unwrap(), fresh_id());
+        let mut channels = Vec::new();
+        for (connection, share) in raw.connections.iter().zip(&shares) {
+            let mut channel = open(connection).await;
+            channel.send(&opening_as(id, &raw.face, options, deadline_ms, share)).await.unwrap();
+            channels.push(channel);
+        }
+        let Ok(channels) = channels.try_into() else { unreachable!() };
+        RawGeneration { channels }
+    }
+
+    async fn answers(&mut self) -> [NodeMessage; 3] {
+        let [c0, c1, c2] = &mut self.channels;
+        let one = async |channel: &mut ByteChannel| channel.recv(codec::LARGEST_BYTES, PATIENCE).await.unwrap();
+        let (a, b, c) = tokio::join!(one(c0), one(c1), one(c2));
+        [a, b, c]
+    }
+
+    async fn step(&mut self) {
+        for answer in self.answers().await {
+            assert!(matches!(answer, NodeMessage::Step { .. }), "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_is_held() {
+    let cluster = Cluster::start(LinkKind::Quic, |config| {
+        texts(config);
+        config.shares.push(crate::shared().shares[config.party.index()].clone());
+        config.idle_deadline = Duration::from_millis(400);
+    });
+    cluster.runtime.block_on(async {
+        let raw = Raw::connect_to(&cluster, TEXTS).await;
+        let ask =
+            async |party: PartyId, message: &ClientMessage| crate::ask(&raw.connections[party.index()], message).await;
+        let share = |count: usize| raw.face.share_rows(&vec![7; count], None).unwrap();
+        let refused: [(&str, usize, GenerationOptions); 4] = [
+            ("the prompt has 321 tokens, the model takes 1 to 320", 321, public(321)),
+            ("room for 321 tokens is asked for: the prompt has 5, and the model takes at most 320", 5, public(321)),
+            ("room for 4 tokens", 5, public(4)),
+            (
+                "every row",
+                5,
+                GenerationOptions {
+                    every_row: true,
+                    choice: TokenChoice::Token { temperature: None, reenter: true },
+                    ..public(9)
+                },
+            ),
+        ];
+        for (words, rows, options) in refused {
+            for party in PartyId::ALL {
+                let message = opening(&raw.face, options, 30_000, &share(rows)[party.index()]);
+                assert_refused(&ask(party, &message).await, Fault::Request, words);
+            }
+        }
+        type Spoil = fn(&mut InputShare);
+        let spoiled: [(&str, Spoil); 5] = [
+            ("2 prompts where one is due", |share| share.batch = 2),
+            ("the prompt has 0 tokens", |share| share.rows = 0),
+            ("input share", |share| share.rows = 6),
+            ("input share", |share| share.masked.clear()),
+            ("input share", |share| share.keys[1].truncate(40)),
+        ];
+        for (words, spoil) in spoiled {
+            let mut share = share(5)[2].clone();
+            spoil(&mut share);
+            assert_refused(&ask(P2, &opening(&raw.face, public(9), 30_000, &share)).await, Fault::Request, words);
+        }
+        // Half of a conversation, and the wrong half.
+        assert_refused(&ask(P0, &ClientMessage::Finish).await, Fault::Request, "no generation");
+        let next = ClientMessage::Next { share: share(1)[1].clone() };
+        assert_refused(&ask(P1, &next).await, Fault::Request, "no generation");
+        // Models of another kind.
+        let digits = Raw::connect(&cluster).await;
+        let whole = digits.prepare(&crate::shared().digits[..1]);
+        let answer = ask(P1, &opening(&digits.face, public(9), 30_000, &share(5)[1])).await;
+        assert_refused(&answer, Fault::Request, "generates nothing");
+        let ClientMessage::Run { share: image, .. } = digits.message(fresh_id(), &whole.shares()[1]) else { panic!() };
+        let run = ClientMessage::Run {
+            request_id: fresh_id(),
+            model: TEXTS.into(),
+            digest: raw.face.digest(),
+            deadline_ms: 1000,
+            profile: false,
+            share: image,
+        };
+        assert_refused(&ask(P1, &run).await, Fault::Request, "ask it to generate");
+        // A row that is none, or two; a row too early; none at all.
+        let talk = async |message: Option<ClientMessage>, words: &str| {
+            let mut generation = RawGeneration::open(&raw, &[7; 5], public(9), 30_000).await;
+            generation.step().await;
+            if let Some(message) = message {
+                for channel in &mut generation.channels {
+                    channel.send(&message).await.unwrap();
+                }
+            }
+            for answer in generation.answers().await {
+                assert_refused(&answer, Fault::Request, words);
+            }
+        };
+        talk(Some(ClientMessage::Next { share: share(2)[1].clone() }), "where one row is due").await;
+        talk(Some(ClientMessage::Models), "another message").await;
+        talk(None, "no next row within 400 ms").await;
+        until_free(&cluster).await;
+        // One number serves once.
+        let id = fresh_id();
+        let both = share(5);
+        let twice = async || {
+            let answers = PartyId::ALL.map(async |party| {
+                ask(party, &opening_as(id, &raw.face, public(5), 30_000, &both[party.index()])).await
+            });
+            join_all(answers).await
+        };
+        assert!(twice().await.iter().all(|answer| matches!(answer, NodeMessage::Step { .. })));
+        for answer in twice().await {
+            assert_refused(&answer, Fault::Request, "used before");
+        }
+        let alone = cluster.client().await.generate(TEXTS, PROMPTS[0], &tokens(2)).await.unwrap();
+        assert_eq!(ids(alone).await.0, tiny().greedy(PROMPTS[0], 2));
+        let error = cluster.client().await.embed(TEXTS, &["the fox"], &Options::default()).await.unwrap_err();
+        assert!(matches!(error, Error::Misuse(_)), "{error}");
+        until_free(&cluster).await;
+    });
+}
+
+#[test]
+fn nodes_that_are_told_different_things_do_not_begin() {
+    let cluster = Cluster::start(LinkKind::Quic, texts);
+    cluster.runtime.block_on(async {
+        let raw = Raw::connect_to(&cluster, TEXTS).await;
+        let (shares, id) = (raw.face.share_rows(&[7; 5], None).unwrap(), fresh_id());
+        let told = PartyId::ALL.map(|party| {
+            let options = public(if party == P2 { 10 } else { 9 });
+            opening_as(id, &raw.face, options, 2_000, &shares[party.index()])
+        });
+        let asked =
+            PartyId::ALL.map(async |party| crate::ask(&raw.connections[party.index()], &told[party.index()]).await);
+        let (answers, beside) = tokio::join!(join_all(asked), async {
+            ids(cluster.client().await.generate(TEXTS, PROMPTS[0], &tokens(3)).await.unwrap()).await
+        });
+        for answer in answers {
+            assert_refused(&answer, Fault::Nodes, "");
+        }
+        assert_eq!(beside.0, tiny().greedy(PROMPTS[0], 3));
+        until_free(&cluster).await;
+    });
+}
+
+#[test]
+fn a_client_that_is_gone_frees_its_pages_and_changes_nobodys_tokens() {
+    for inside in [false, true] {
+        let cluster = Cluster::start(LinkKind::Quic, slow_texts);
+        cluster.runtime.block_on(async {
+            let client = cluster.client().await;
+            let options = |count| GenerateOptions { inside, ..tokens(count) };
+            let stays = async { ids(client.generate(TEXTS, PROMPTS[1], &options(10)).await.unwrap()).await };
+            let leaves = async {
+                let leaver = cluster.client().await;
+                let mut generation = leaver.generate(TEXTS, PROMPTS[0], &options(200)).await.unwrap();
+                for _ in 0..3 {
+                    generation.next().await.unwrap().unwrap();
+                }
+                let held = cluster.node(P2).status();
+                assert!(held.generations >= 1 && held.cache_bytes > 0);
+                drop(generation);
+                // The one that stays has not ended by then: it is asked for less than a quarter of its steps.
+                let of_one = held.cache_bytes;
+                until("its pages are free", || {
+                    PartyId::ALL.iter().all(|party| cluster.node(*party).status().generations <= 1)
+                })
+                .await;
+                assert!(cluster.node(P2).status().cache_bytes < of_one);
+            };
+            let ((found, usage), ()) = tokio::join!(stays, leaves);
+            assert_eq!(found, tiny().greedy(PROMPTS[1], 10));
+            assert_eq!(usage.finish, Some(Finish::Length));
+            until_free(&cluster).await;
+            assert_eq!(cluster.node(P1).status().sessions_failed, 0);
+        });
+    }
+}
+
+#[test]
+fn a_generation_does_not_outlive_its_deadline() {
+    let cluster = Cluster::start(LinkKind::Quic, |config| {
+        slow_texts(config);
+        config.generation_deadline = Duration::from_millis(1500);
+    });
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        for inside in [false, true] {
+            let begun = Instant::now();
+            let mut generation =
+                client.generate(TEXTS, PROMPTS[0], &GenerateOptions { inside, ..tokens(300) }).await.unwrap();
+            let error = loop {
+                if let Err(error) = generation.next().await.unwrap() {
+                    break error;
+                }
+            };
+            let said = error.to_string();
+            assert!(said.contains("within 1500 ms") || said.contains("no session within"), "{said}");
+            assert!(generation.usage().new_tokens >= 1 && begun.elapsed() < PATIENCE);
+            until_free(&cluster).await;
+        }
+        // The client's own deadline is shorter.
+        let hasty = GenerateOptions { deadline: Duration::from_millis(600), ..tokens(300) };
+        let error = client.generate(TEXTS, PROMPTS[0], &hasty).await.unwrap().text().await.unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. } | Error::Refused { .. }), "{error}");
+        until_free(&cluster).await;
+    });
+}
+
+#[test]
+fn more_generations_than_there_is_memory_for_are_refused_at_once() {
+    // Whoever holds most has room for two.
+    const POSITIONS: usize = 100;
+    fn room_for_two(config: &mut Config) {
+        slow_texts(config);
+        let share = ModelShare::open(&tiny().shares[config.party.index()]).unwrap();
+        config.cache_bytes = 2 * cache_bytes(share.manifest(), config.party, POSITIONS);
+    }
+    let cluster = Cluster::start(LinkKind::Quic, room_for_two);
+    cluster.runtime.block_on(async {
+        let client: Client = cluster.client().await;
+        let prompt = PROMPTS[0];
+        let count = POSITIONS + 1 - tiny().ids(prompt).len();
+        let mut first = client.generate(TEXTS, prompt, &tokens(count)).await.unwrap();
+        let mut second = client.generate(TEXTS, prompt, &tokens(count)).await.unwrap();
+        for generation in [&mut first, &mut second] {
+            generation.next().await.unwrap().unwrap();
+        }
+        let status = cluster.node(P0).status();
+        assert_eq!((status.generations, status.cache_bytes), (2, status.cache_limit_bytes));
+        let error = client.generate(TEXTS, prompt, &tokens(2)).await.unwrap().text().await.unwrap_err();
+        let Error::Refused { fault: Fault::Busy, reason, .. } = &error else { panic!("{error}") };
+        assert!(reason.contains("3 positions") && reason.contains("0.0 of"), "{reason}");
+        first.cancel();
+        until("one is gone", || PartyId::ALL.iter().all(|party| cluster.node(*party).status().generations == 1)).await;
+        let (found, _) = ids(client.generate(TEXTS, prompt, &tokens(2)).await.unwrap()).await;
+        assert_eq!(found, tiny().greedy(prompt, 2));
+        drop(second);
+        until_free(&cluster).await;
+    });
+}
+
+#[test]
+fn a_text_may_stop_at_its_first_token() {
+    let cluster = Cluster::start(LinkKind::Quic, texts);
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        for inside in [false, true] {
+            let (whole, _) = client.generate(TEXTS, PROMPTS[0], &tokens(1)).await.unwrap().text().await.unwrap();
+            assert!(!whole.is_empty());
+            let options = GenerateOptions { inside, stop: vec![whole], ..tokens(50) };
+            let (text, usage) = client.generate(TEXTS, PROMPTS[0], &options).await.unwrap().text().await.unwrap();
+            assert_eq!((text.as_str(), usage.new_tokens, usage.finish), ("", 1, Some(Finish::Stop)));
+            until_free(&cluster).await;
+        }
+    });
+}
+
+/// A node dies in mid-stream and comes back: the client takes the text up again where it was.
+#[test]
+fn a_text_goes_on_after_a_node_has_died() {
+    let mut cluster = Cluster::start(LinkKind::Quic, |config| {
+        slow_texts(config);
+        config.round_deadline = Duration::from_secs(2);
+    });
+    let runtime = crate::cluster::runtime();
+    let client = runtime.block_on(cluster.client());
+    let (sender, began) = tokio::sync::oneshot::channel();
+    let run = runtime.spawn(async move {
+        let options = GenerateOptions { retries: 100, ..tokens(8) };
+        let mut generation = client.generate(TEXTS, PROMPTS[1], &options).await.unwrap();
+        let mut ids = vec![generation.next().await.unwrap().unwrap().id];
+        sender.send(()).unwrap();
+        while let Some(token) = generation.next().await {
+            ids.push(token.unwrap().id);
+        }
+        (ids, generation.usage())
+    });
+    runtime.block_on(began).unwrap();
+    cluster.kill(P2);
+    cluster.start_node(P2);
+    let (found, usage) = runtime.block_on(run).unwrap();
+    assert_eq!(found, tiny().greedy(PROMPTS[1], 8));
+    assert!(usage.retried > 0 && usage.new_tokens == 8);
+    runtime.block_on(until_free(&cluster));
+}
