@@ -35,7 +35,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (found, labels) = runtime()?.block_on(async {
         let client = request.model.connect().await?;
         let found = client.classify(&request.model.name, inputs, &request.options()).await;
-        let face = client.model(&request.model).await;
+        let face = client.model(&request.model.name).await;
         client.close().await;
         anyhow::Ok((found?, face?.labels().to_vec()))
     })?;

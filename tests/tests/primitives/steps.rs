@@ -133,6 +133,10 @@ impl Shapes for Clear {
     fn shape_of(&self, name: &str) -> Result<(usize, usize)> {
         self.weight(name).map(|weight| (weight.rows, weight.cols))
     }
+
+    fn is_public(&self, _: &str) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// One party's part of them.
@@ -148,7 +152,7 @@ impl Weights for Held {
         let map = maps.iter().find_map(|map| map.downcast_ref::<BTreeMap<&'static str, ([usize; 2], [Vec<E>; 2])>>());
         let kept = map.and_then(|map| map.get(name)).ok_or_else(|| Error::Misuse(name.into()))?;
         let ([rows, cols], planes) = kept;
-        Ok(Stored { rows: *rows, cols: *cols, ring: E::BITS, planes: planes.each_ref().map(|plane| &plane[..]) })
+        Ok(Stored { rows: *rows, cols: *cols, ring: E::BITS, public: false, planes: planes.each_ref().map(|plane| &plane[..]) })
     }
 }
 
