@@ -94,7 +94,7 @@ pub fn split_on(
 }
 
 /// Elements of a piece, about.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 22;
 
 struct TensorToWrite<'a> {
     model: &'a Model,
