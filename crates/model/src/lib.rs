@@ -1,4 +1,4 @@
-//! From a Hugging Face directory to what the engine runs: a public [`Graph`](graph::Graph), its secret tensors and a
+//! From a Hugging Face directory of an encoder or a decoder to what the engine runs: a public [`Graph`](graph::Graph), its secret tensors and a
 //! tokenizer. Beside it the float oracle, which runs the same graph in plaintext, and the calibration that finds how
 //! large every value gets.
 //!
