@@ -1,6 +1,6 @@
-//! From a Hugging Face directory to what the engine runs: a public [`Graph`](graph::Graph), its secret tensors and a
-//! tokenizer. Beside it the float oracle, which runs the same graph in plaintext, and the calibration that finds how
-//! large every value gets.
+//! From a Hugging Face directory of an encoder or a decoder to what the engine runs: a public [`Graph`](graph::Graph), its
+//! secret tensors and a tokenizer. Beside it the float oracle, which runs the same graph in plaintext, and the calibration
+//! that finds how large every value gets.
 //!
 //! This crate knows nothing of sharing. A [`Model`] is what the owner of a model has in the clear; a graph and a
 //! tokenizer are what everybody may have.

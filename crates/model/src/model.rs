@@ -156,7 +156,7 @@ impl Model {
     }
 
     /// Some rows of a tensor, equal to the same rows of [`Self::tensor`], in memory for these rows and a few MB. Taken one
-    /// after the other, pieces of 64 rows and more cost about as much as the whole tensor.
+    /// after the other, pieces of 256 rows and more cost about as much as the whole tensor.
     ///
     /// # Errors
     /// As for [`Self::tensor`]; the tensor does not have these rows.
