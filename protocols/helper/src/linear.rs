@@ -9,7 +9,7 @@
 
 use tercet_core::{Cost, Result, Session, Work};
 use tercet_net::PartyId;
-use tercet_ring::{Element, Tensor, matmul};
+use tercet_ring::{Element, Pool, Tensor, matmul};
 
 use crate::masked::{Additive, Masked, zip};
 
@@ -64,30 +64,30 @@ pub fn matrix_product<E: Element>(
     assert_eq!(x.len(), batch * rows * inner, "left operand");
     assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
     let mut out = vec![E::ZERO; batch * rows * cols];
+    let [first, second] = x.planes().each_ref().map(Tensor::data);
     s.scope("product", |s| {
-        local_product(s, x.planes().each_ref().map(Tensor::data), y, [batch, rows, inner, cols], &mut out);
+        s.timed(Work::Matmul, |s| {
+            let (pool, dims) = (s.pool(), [batch, rows, inner, cols]);
+            match s.party() {
+                PartyId::P1 => multiply(pool, [&zip(first, second, E::sub), &[]], y, dims, &mut out),
+                _ => multiply(pool, [first, second], y, dims, &mut out),
+            }
+        });
         combine(s, Tensor::new([batch, rows, cols], out), ring)
     })
 }
 
-/// What this party computes of a product by itself: P0 `gamma`, P1 `u v`, P2 `mx ly2 + lx2 my`. `x` are the planes of the left
-/// operand.
-pub(crate) fn local_product<E: Element>(
-    s: &mut Session,
+/// Adds what a party computes of a product by itself to `out`, from the planes of the left operand as it uses them: P0 `gamma`
+/// from `lx1, lx2`, P1 `u v` from `mx - lx1` (and nothing), P2 `mx ly2 + lx2 my` from `mx, lx2`.
+pub(crate) fn multiply<E: Element>(
+    pool: &Pool,
     x: [&[E]; 2],
     y: Operand<'_, E>,
     [batch, rows, inner, cols]: [usize; 4],
     out: &mut [E],
 ) {
-    let multiply = |s: &mut Session, a: &[E], b: &[E], out: &mut [E], add: bool| {
-        s.timed(Work::Matmul, |s| matmul::batched_matmul(s.pool(), batch, a, b, out, rows, inner, cols, add));
-    };
-    match s.party() {
-        PartyId::P0 | PartyId::P2 => {
-            multiply(s, x[0], y.planes[0], out, false);
-            multiply(s, x[1], y.planes[1], out, true);
-        }
-        PartyId::P1 => multiply(s, &zip(x[0], x[1], E::sub), y.planes[0], out, false),
+    for (x, y) in x.into_iter().zip(y.planes).filter(|(_, y)| !y.is_empty()) {
+        matmul::batched_matmul(pool, batch, x, y, out, rows, inner, cols, true);
     }
 }
 
@@ -125,7 +125,7 @@ fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
     Tensor::new(x.shape(), data)
 }
 
-/// Deals `gamma` and adds it up with what [`local_product`] gave.
+/// Deals `gamma` and adds it up with what [`multiply`] gave.
 pub(crate) fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
     let shape = local.shape().to_vec();
     let len = local.len();
