@@ -75,8 +75,8 @@ pub(crate) fn weight_bytes(manifest: &Manifest) -> [u64; 3] {
     PartyId::ALL.map(|party| {
         let of = |t: &TensorSpec| {
             let format = manifest.numerics.tensors.get(&t.name);
-            let one = format.is_some_and(|f| f.public || f.matrix && party == PartyId::P1);
-            let planes = if one { 1 } else { 2 };
+            // Masks are drawn, not held.
+            let planes = u64::from(party != PartyId::P0 || format.is_some_and(|f| f.public));
             format.map_or(0, |f| u64::from(f.lane_bits / 8) * planes * (t.rows * t.cols) as u64)
         };
         manifest.graph.tensors.iter().map(of).sum()

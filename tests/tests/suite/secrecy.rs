@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tercet_engine::Profile;
+use tercet_helper::plane::Plane;
 use tercet_helper::suite::Weights;
 use tercet_net::PartyId;
 use tercet_ring::pack;
@@ -45,9 +46,10 @@ fn input_and_model_shares_are_uniform() {
             let share = encoder.share(party);
             let mut planes = [Vec::new(), Vec::new()];
             for tensor in &encoder.model().graph.tensors {
+                let len = tensor.rows * tensor.cols;
                 match encoder.manifest().numerics.tensors[&tensor.name].lane_bits {
-                    32 => append(share.stored::<u32>(&tensor.name).expect("a tensor of the share").planes, &mut planes),
-                    _ => append(share.stored::<u64>(&tensor.name).expect("a tensor of the share").planes, &mut planes),
+                    32 => append(share.stored::<u32>(&tensor.name).expect("in the share").planes, len, &mut planes),
+                    _ => append(share.stored::<u64>(&tensor.name).expect("in the share").planes, len, &mut planes),
                 }
             }
             for (at, plane) in planes.iter().enumerate().filter(|(_, plane)| plane.len() > 16_384) {
@@ -57,8 +59,10 @@ fn input_and_model_shares_are_uniform() {
     }
 }
 
-fn append<E: tercet_ring::Element>(planes: [&[E]; 2], out: &mut [Vec<u8>; 2]) {
-    out.iter_mut().zip(planes).for_each(|(out, plane)| pack::pack(plane, E::BITS, out));
+fn append<E: tercet_ring::Element>(planes: [Plane<'_, E>; 2], len: usize, out: &mut [Vec<u8>; 2]) {
+    // A matrix has one plane at P1.
+    let there = planes.into_iter().filter(|plane| !matches!(plane, Plane::Held([])));
+    out.iter_mut().zip(there).for_each(|(out, plane)| pack::pack(&plane.part(0, len), E::BITS, out));
 }
 
 /// Every source file of a crate, and its text.
