@@ -4,6 +4,7 @@ mod suite {
     mod accuracy;
     mod batches;
     mod cost;
+    mod decoders;
     mod effort;
     mod headroom;
     mod models;
