@@ -88,7 +88,7 @@ fn uses(dir: &str, token: &str) -> Vec<String> {
 }
 
 /// Opening needs both evaluators' `m` and both masks in one place. The suite makes an [`tercet_net::OutputShare`], which is what
-/// leaves towards a client, in one function alone; the engine calls it at one place, after the walk; and no function of a
+/// leaves towards a client, in one function alone; the engine calls it at two places, after the walk of a request and after that of a step; and no function of a
 /// session hands out anything but exchanges and dealings, which the uniformity tests watch.
 #[test]
 fn nothing_is_opened_to_a_node() {
@@ -96,8 +96,13 @@ fn nothing_is_opened_to_a_node() {
     assert_eq!(made.len(), 2, "{made:#?}");
     assert!(made.iter().all(|line| line.starts_with("open.rs")), "{made:#?}");
     assert_eq!(uses("protocols/helper", "pub fn to_client").len(), 1);
-    let opened = uses("crates/engine", "to_client(");
-    assert_eq!(opened, ["request.rs: open::to_client(&output, from..to)"], "the list of openings");
+    let mut opened = uses("crates/engine", "to_client(");
+    opened.sort();
+    let list = [
+        "request.rs: open::to_client(&output, from..to)",
+        "sequence.rs: (Sequence { place, ..sequence }, open::to_client(&output, range))",
+    ];
+    assert_eq!(opened, list, "the list of openings");
     for dir in ["protocols/helper", "protocols/core", "crates/engine", "parties/node"] {
         let elsewhere = uses(dir, "sharing::join(");
         assert!(elsewhere.is_empty(), "a node puts shares together: {elsewhere:#?}");
