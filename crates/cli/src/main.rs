@@ -24,6 +24,7 @@ mod node;
 mod owner;
 mod page;
 mod plan;
+mod public;
 mod screen;
 mod share;
 mod three;

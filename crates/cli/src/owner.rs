@@ -48,7 +48,8 @@ pub(crate) fn numbers(model: &Model, ranges: &Ranges, profile: Profile, public_t
     choose(&model.graph, ranges, profile, public_table).map_err(|problems| no_headroom(&problems, profile))
 }
 
-fn no_headroom(problems: &[NoHeadroom], profile: Profile) -> anyhow::Error {
+/// Says everything that does not fit, and what to do about it.
+pub(crate) fn no_headroom(problems: &[NoHeadroom], profile: Profile) -> anyhow::Error {
     let listed: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
     let mend = match profile {
         Profile::Fast => "share it with --profile precise",

@@ -82,11 +82,8 @@ impl Model {
         let reads_texts = family.is_some_and(Family::reads_texts);
         let tokenizer = if reads_texts { read_tokenizer(dir, &mut problems) } else { None };
         let pooling = match &config {
-            Some(Config::Encoder(EncoderConfig { head: Head::Embedding, hidden, .. })) => {
-                Pooling::read(dir, Some(*hidden), &mut problems, &mut notes)
-            }
             None if reads_texts => Pooling::read(dir, None, &mut problems, &mut notes),
-            _ => Pooling { pool: Pool::First, normalize: false },
+            config => pooling(dir, config.as_ref(), &mut problems, &mut notes),
         };
         let Some(config) = config else {
             // Without a plan every tensor is looked at, so that this does not come to light only on the next try.
@@ -117,6 +114,24 @@ impl Model {
         }
         let recipes = graph.tensors.iter().map(|spec| spec.name.clone()).zip(recipes).collect();
         Ok(Self { graph, notes, tokenizer, generation, weights, recipes })
+    }
+
+    /// The graph of a Hugging Face directory whose weights need not be there: `config.json`, and `modules.json` if it is there,
+    /// are all that is read. Good for saying what a model would cost.
+    ///
+    /// # Errors
+    /// Everything that is wrong with these files, at once.
+    pub fn graph_of(dir: &Path) -> Result<Graph, LoadError> {
+        let (mut problems, mut notes) = (Vec::new(), Vec::new());
+        let (_, config) = Config::read(dir, &mut problems, &mut notes);
+        let Some(config) = config else { return Err(LoadError { problems }) };
+        let pooling = pooling(dir, Some(&config), &mut problems, &mut notes);
+        // All that can be wrong with tensors is that they are missing, which they may be.
+        let (graph, _) = build(&config, pooling, &Weights::empty(), &mut Vec::new());
+        if problems.is_empty() {
+            problems.extend(graph.validate().err().map(Problem::Graph));
+        }
+        if problems.is_empty() { Ok(graph) } else { Err(LoadError { problems }) }
     }
 
     /// A model from a graph and its tensors, each `[rows, cols]` row-major as the graph lists it.
@@ -204,6 +219,16 @@ impl Model {
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model").field("graph", &self.graph).field("notes", &self.notes).finish_non_exhaustive()
+    }
+}
+
+/// How a model makes one vector of those of its rows, if it does.
+fn pooling(dir: &Path, config: Option<&Config>, problems: &mut Vec<Problem>, notes: &mut Vec<String>) -> Pooling {
+    match config {
+        Some(Config::Encoder(EncoderConfig { head: Head::Embedding, hidden, .. })) => {
+            Pooling::read(dir, Some(*hidden), problems, notes)
+        }
+        _ => Pooling { pool: Pool::First, normalize: false },
     }
 }
 
