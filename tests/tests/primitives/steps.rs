@@ -152,7 +152,13 @@ impl Weights for Held {
         let map = maps.iter().find_map(|map| map.downcast_ref::<BTreeMap<&'static str, ([usize; 2], [Vec<E>; 2])>>());
         let kept = map.and_then(|map| map.get(name)).ok_or_else(|| Error::Misuse(name.into()))?;
         let ([rows, cols], planes) = kept;
-        Ok(Stored { rows: *rows, cols: *cols, ring: E::BITS, public: false, planes: planes.each_ref().map(|plane| &plane[..]) })
+        Ok(Stored {
+            rows: *rows,
+            cols: *cols,
+            ring: E::BITS,
+            public: false,
+            planes: planes.each_ref().map(|plane| &plane[..]),
+        })
     }
 }
 
