@@ -2,6 +2,7 @@
 
 mod suite {
     mod accuracy;
+    mod adapters;
     mod batches;
     mod cost;
     mod decoders;

@@ -5,6 +5,7 @@
 //! This crate knows nothing of sharing. A [`Model`] is what the owner of a model has in the clear; a graph and a
 //! tokenizer are what everybody may have.
 
+mod adapter;
 mod attention;
 mod builder;
 mod calibration;
@@ -31,6 +32,7 @@ mod tokenizer;
 pub mod validate;
 mod weights;
 
+pub use adapter::Adapter;
 pub use calibration::{Ranges, calibrate, calibrate_with, calibration_inputs, text_inputs};
 pub use error::{LoadError, Problem};
 pub use generation::Generation;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -29,9 +30,11 @@ pub struct Model {
     pub notes: Vec<String>,
     /// How to generate with it: for decoders from a directory.
     pub generation: Option<Generation>,
-    tokenizer: Option<Tokenizer>,
-    weights: Weights,
-    recipes: BTreeMap<String, Recipe>,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// What may stand before the names of stored tensors.
+    pub(crate) prefix: &'static str,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) recipes: BTreeMap<String, Recipe>,
 }
 
 /// Why a tensor cannot be had.
@@ -113,7 +116,8 @@ impl Model {
             return Err(LoadError { problems });
         }
         let recipes = graph.tensors.iter().map(|spec| spec.name.clone()).zip(recipes).collect();
-        Ok(Self { graph, notes, tokenizer, generation, weights, recipes })
+        let prefix = family.map_or("", Family::prefix);
+        Ok(Self { graph, notes, tokenizer, generation, prefix, weights: Arc::new(weights), recipes })
     }
 
     /// The graph of a Hugging Face directory whose weights need not be there: `config.json`, and `modules.json` if it is there,
@@ -154,10 +158,10 @@ impl Model {
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 return Err(unusable(format!("element [{}, {}] is not finite", at / spec.cols, at % spec.cols)));
             }
-            recipes.insert(spec.name.clone(), Recipe::Given(values));
+            recipes.insert(spec.name.clone(), Recipe::Given(values.into()));
         }
-        let (notes, weights) = (Vec::new(), Weights::empty());
-        Ok(Self { graph, notes, tokenizer, generation: None, weights, recipes })
+        let (notes, weights) = (Vec::new(), Arc::new(Weights::empty()));
+        Ok(Self { graph, notes, tokenizer, generation: None, prefix: "", weights, recipes })
     }
 
     /// A tensor of the graph, `[rows, cols]` row-major, after all folding: linear weights `[in, out]`, queries scaled,

@@ -2,7 +2,7 @@
 
 use tercet_core::{Cost, Extent, Layout, Result, Suite};
 use tercet_engine::{
-    Choice, Manifest, Member, ModelNumerics, ModelShare, Noise, Rows, Sequence, SplitError, StepInput, StepShape,
+    Base, Choice, Manifest, Member, ModelNumerics, ModelShare, Noise, Rows, Sequence, SplitError, StepInput, StepShape,
     execute_step, parse_rows, walk,
 };
 use tercet_model::graph::Op;
@@ -99,6 +99,19 @@ impl Decoder {
     /// A tensor does not fit its ring, or no file can be written.
     pub fn new(model: Model, numerics: ModelNumerics) -> std::result::Result<Decoder, SplitError> {
         Encoder::new(model, numerics).map(Decoder)
+    }
+
+    /// Shares an adapted model, of which this one lends what its numbers say, into files with the rest.
+    ///
+    /// # Errors
+    /// A tensor does not fit its ring, or no file can be written.
+    pub fn adapted(&self, model: Model, numbers: (ModelNumerics, Base)) -> std::result::Result<Decoder, SplitError> {
+        self.0.adapted(model, numbers).map(Decoder)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        self.0.model()
     }
 
     /// The public part.
