@@ -48,19 +48,17 @@ pub(super) struct Case {
     tokens_per_second: f64,
     /// What the nodes counted of the prompts' steps, and of the further ones that the first generation was in.
     pub(super) counted: [Counted; 2],
-    /// The same as planned for all generations together.
+    /// The same as planned.
     pub(super) planned: [Counted; 2],
     /// Of a lone generation: whether the two are equal.
     pub(super) as_planned: Option<bool>,
-    /// Of several: how many steps of the first were those of all together, and cost exactly what was planned.
-    pub(super) together: Option<usize>,
+    /// The steps of the first generation, that of its prompt first.
+    pub(super) steps: Vec<Step>,
     /// Rounds of a further step in each layer.
     pub(super) rounds_per_layer: f64,
     /// Bytes for each further token from a lone client to each node; from each node to it.
-    pub(super) sent: [u64; 3],
+    pub(super) sent: Option<[u64; 3]>,
     received: [u64; 3],
-    /// The same of all generations, as planned, without framing.
-    pub(super) planned_client_bytes: [[u64; 3]; 2],
     /// Processor time in all: of the client first, then of P0, P1 and P2.
     cpu_seconds: [f64; 4],
     /// Most bytes resident at once, weights included.
@@ -70,6 +68,15 @@ pub(super) struct Case {
     /// Of the first prompt.
     #[serde(skip)]
     pub(super) tokens: Vec<u32>,
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Step {
+    /// Generations that were in it.
+    pub(super) generations: usize,
+    /// Whether it cost what is planned for these.
+    pub(super) as_planned: bool,
 }
 
 /// What steps cost.
@@ -130,12 +137,11 @@ impl Case {
             counted: [prompt, steps.fold(Counted::default(), Counted::and)],
             planned: [Counted::default(); 2],
             as_planned: None,
-            together: None,
+            steps: Vec::new(),
             rounds_per_layer: 0.0,
-            sent: [0; 3],
+            sent: None,
             // Answers are all of the same length.
             received: first.usage.received.map(|all| all / (new as u64 + 1)),
-            planned_client_bytes: [[0; 3]; 2],
             cpu_seconds,
             peak_bytes,
             as_alone: None,
@@ -194,7 +200,8 @@ impl Outcome {
         ));
         let told = |is: Option<bool>| is.map_or(String::new(), |is| if is { "yes" } else { "NO" }.to_owned());
         let rows = self.cases.iter().map(|case| {
-            let together = case.together.map(|steps| format!("{steps} of {} together", case.new + 1));
+            let exact = case.steps.iter().filter(|step| step.as_planned).count();
+            let together = case.steps.iter().map(|step| step.generations).sum::<usize>() as f64;
             vec![
                 case.name(),
                 seconds(case.first_token.median),
@@ -204,12 +211,13 @@ impl Outcome {
                 case.counted[0].rounds.to_string(),
                 case.counted[1].mean(case.new).rounds.to_string(),
                 format!("{:.1}", case.rounds_per_layer),
-                together.unwrap_or_else(|| told(case.as_planned)),
+                format!("{:.1}", together / case.steps.len().max(1) as f64),
+                case.as_planned.map_or_else(|| format!("{exact} of {} steps", case.steps.len()), |is| told(Some(is))),
                 told(case.as_alone),
             ]
         });
-        let head = ["case", "first token", "further", "p95", "tokens/s", "rounds", "a step", "a layer", "as planned"];
-        let head: Vec<&str> = head.into_iter().chain(["as alone"]).collect();
+        let head = ["case", "first token", "further", "p95", "tokens/s", "rounds", "a step", "a layer"];
+        let head: Vec<&str> = head.into_iter().chain(["together", "as planned", "as alone"]).collect();
         say_table(&head, &rows.collect::<Vec<_>>());
         say("");
         let links = |of: &Counted| {
@@ -218,7 +226,8 @@ impl Outcome {
         };
         let rows = self.cases.iter().flat_map(|case| {
             let step = case.counted[1].mean(case.new);
-            let client = [case.sent, case.received].map(|each| bytes(each.iter().sum()));
+            let client = [case.sent, Some(case.received)];
+            let client = client.map(|each| each.map_or(String::new(), |each| bytes(each.iter().sum())));
             let name = |what: &str| vec![case.name(), what.to_owned()];
             let none = [const { String::new() }; 2].to_vec();
             [
