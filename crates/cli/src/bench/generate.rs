@@ -217,19 +217,20 @@ impl Run<'_> {
         // Warms the nodes, and tells what the prompt costs: one token, which does not go back in.
         let model = &self.args.model;
         let first = prompts.first().context("no prompt")?;
-        let warm = Course::run(self.client.clone(), model.clone(), first.clone(), self.args.options(1)).await?;
+        let course = |prompt: &String, tokens: usize| {
+            let options = self.args.options(tokens);
+            Course::run(self.client.clone(), self.processes, model.clone(), prompt.clone(), options)
+        };
+        let warm = course(first, 1).await?;
         self.processes.iter().for_each(|process| process.forget_peak());
-        let before = self.processes.map(Process::counters);
-        let options = self.args.options(shape.new + 1);
-        let courses = prompts.iter().map(|prompt| {
-            tokio::spawn(Course::run(self.client.clone(), model.clone(), prompt.clone(), options.clone()))
-        });
+        let cpu = || self.processes.map(|process| process.counters().cpu_seconds);
+        let before = cpu();
+        let courses = prompts.iter().map(|prompt| tokio::spawn(course(prompt, shape.new + 1)));
         let mut all = Vec::new();
         for course in courses.collect::<Vec<_>>() {
             all.push(course.await.context("a generation stopped")??);
         }
-        let after = self.processes.map(Process::counters);
-        let cpu = std::array::from_fn(|at| (after[at].cpu_seconds - before[at].cpu_seconds).max(0.0));
+        let cpu = [before, cpu()];
         let mut case = Case::of(shape, &all, cpu, self.processes.map(Process::peak_bytes))?;
         let (steps, plans): (Vec<Step>, Vec<StepPlan>) = self.steps(shape, &all)?.into_iter().unzip();
         let [prompt, further @ ..] = plans.as_slice() else { bail!("no step was made") };
@@ -248,7 +249,7 @@ impl Run<'_> {
             case.as_planned = Some(case.counted == case.planned);
         }
         case.steps = steps;
-        case.as_alone = alone.map(|alone| alone == case.tokens.as_slice());
+        case.as_alone = alone.map(|alone| alone.iter().zip(&case.tokens).take_while(|(a, b)| a == b).count());
         Ok(case)
     }
 

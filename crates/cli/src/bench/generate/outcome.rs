@@ -59,12 +59,13 @@ pub(super) struct Case {
     /// Bytes for each further token from a lone client to each node; from each node to it.
     pub(super) sent: Option<[u64; 3]>,
     received: [u64; 3],
-    /// Processor time in all: of the client first, then of P0, P1 and P2.
-    cpu_seconds: [f64; 4],
+    /// Processor time of the client first, then of P0, P1 and P2: until each generation has its first token, and from there on.
+    cpu_seconds: [[f64; 4]; 2],
     /// Most bytes resident at once, weights included.
     peak_bytes: [u64; 4],
-    /// Whether the first prompt came out as it did alone; where it was measured alone.
-    pub(super) as_alone: Option<bool>,
+    /// How many tokens of the first prompt are as they came of it alone, up to the first that is another; where it was measured
+    /// alone before. With scores that lie close together the last bits, which differ from run to run, decide.
+    pub(super) as_alone: Option<usize>,
     /// Of the first prompt.
     #[serde(skip)]
     pub(super) tokens: Vec<u32>,
@@ -120,11 +121,22 @@ fn each_link(of: impl Fn(usize, usize) -> u64) -> [[u64; 3]; 3] {
 
 impl Case {
     /// What the courses tell by themselves; the plan is to be put beside it.
-    pub(super) fn of(shape: Shape, courses: &[Course], cpu_seconds: [f64; 4], peak_bytes: [u64; 4]) -> Result<Self> {
+    pub(super) fn of(
+        shape: Shape,
+        courses: &[Course],
+        [before, after]: [[f64; 4]; 2],
+        peak_bytes: [u64; 4],
+    ) -> Result<Self> {
         let Shape { rows, sessions, new } = shape;
         let first = courses.first().context("no generation")?;
         let firsts: Vec<f64> = courses.iter().map(Course::first).collect();
         let further: Vec<f64> = courses.iter().flat_map(Course::further).collect();
+        // The counters only grow: the last of the first tokens has seen most.
+        let mut at_first = before;
+        courses.iter().for_each(|course| {
+            at_first.iter_mut().zip(course.cpu_at_first).for_each(|(most, seen)| *most = most.max(seen));
+        });
+        let between = |from: [f64; 4], to: [f64; 4]| std::array::from_fn(|at| f64::max(to[at] - from[at], 0.0));
         let mut steps = first.steps();
         let prompt = steps.next().unwrap_or_default();
         Ok(Self {
@@ -142,7 +154,7 @@ impl Case {
             sent: None,
             // Answers are all of the same length.
             received: first.usage.received.map(|all| all / (new as u64 + 1)),
-            cpu_seconds,
+            cpu_seconds: [between(before, at_first), between(at_first, after)],
             peak_bytes,
             as_alone: None,
             tokens: first.tokens.iter().map(|(_, id)| *id).collect(),
@@ -198,7 +210,7 @@ impl Outcome {
             "{model} in profile {profile} over link {link}{inside}; {} cores, {busy_processes:.1} processes of late\n",
             machine.cores
         ));
-        let told = |is: Option<bool>| is.map_or(String::new(), |is| if is { "yes" } else { "NO" }.to_owned());
+        let told = |is: bool| if is { "yes" } else { "NO" }.to_owned();
         let rows = self.cases.iter().map(|case| {
             let exact = case.steps.iter().filter(|step| step.as_planned).count();
             let together = case.steps.iter().map(|step| step.generations).sum::<usize>() as f64;
@@ -212,8 +224,8 @@ impl Outcome {
                 case.counted[1].mean(case.new).rounds.to_string(),
                 format!("{:.1}", case.rounds_per_layer),
                 format!("{:.1}", together / case.steps.len().max(1) as f64),
-                case.as_planned.map_or_else(|| format!("{exact} of {} steps", case.steps.len()), |is| told(Some(is))),
-                told(case.as_alone),
+                case.as_planned.map_or_else(|| format!("{exact} of {} steps", case.steps.len()), told),
+                case.as_alone.map_or(String::new(), |same| format!("{same} of {}", case.tokens.len())),
             ]
         });
         let head = ["case", "first token", "further", "p95", "tokens/s", "rounds", "a step", "a layer"];
@@ -238,11 +250,19 @@ impl Outcome {
         let head = ["case", "of", "all bytes", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "from client", "to client"];
         say_table(&head, &rows.collect::<Vec<_>>());
         say("");
-        let rows = self.cases.iter().map(|case| {
-            let cpu = case.cpu_seconds.iter().map(|seconds| format!("{seconds:.2} s"));
-            [case.name()].into_iter().chain(cpu).chain(case.peak_bytes.map(bytes)).collect()
+        let rows = self.cases.iter().flat_map(|case| {
+            let row = |what: &str, cpu: [f64; 4], peak: Vec<String>| {
+                let cpu = cpu.iter().map(|&of| seconds(of));
+                [case.name(), what.into()].into_iter().chain(cpu).chain(peak).collect()
+            };
+            let [prompts, further] = case.cpu_seconds;
+            let token = further.map(|seconds| seconds / (case.sessions * case.new) as f64);
+            [
+                row("prompts", prompts, vec![String::new(); 4]),
+                row("further token", token, case.peak_bytes.map(bytes).to_vec()),
+            ]
         });
-        let head = ["case", "CPU client", "P0", "P1", "P2", "peak client", "P0", "P1", "P2"];
+        let head = ["case", "of", "CPU client", "P0", "P1", "P2", "peak client", "P0", "P1", "P2"];
         say_table(&head, &rows.collect::<Vec<_>>());
         if let Some((ratio, [from, to])) = self.context_ratio {
             say(format_args!("\na step at context {to} takes {ratio:.2} times as long as one at {from}"));
