@@ -95,7 +95,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let subject = Subject::of(model, args.profile, args.public)?;
     if subject.assumed && !args.json {
         eprintln!(
-            "note: without the weights, how large values get is assumed; bytes may come out a few percent otherwise"
+            "note: without the weights, how large values get is assumed; rounds and bytes may come out a few percent otherwise"
         );
     }
     match subject.manifest.graph.is_decoder() {

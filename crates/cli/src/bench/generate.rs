@@ -4,6 +4,7 @@ mod course;
 mod outcome;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tercet_client::{Client, GenerateOptions};
@@ -23,7 +24,7 @@ use crate::plan::priced::rounds_of_layers;
 use crate::public::Public;
 use crate::screen::bar;
 use course::Course;
-use outcome::{Case, Counted, Outcome};
+use outcome::{Case, Counted, Outcome, Step};
 
 /// Further tokens where a step is measured at a context.
 const AT_CONTEXT: usize = 5;
@@ -90,15 +91,11 @@ impl Args {
         }
     }
 
-    /// A step of all generations of a shape together: 0 is that of the prompts.
-    fn plan(&self, manifest: &Manifest, shape: Shape, step: usize) -> Result<StepPlan> {
-        let extent = match step {
-            0 => Extent { past: 0, rows: shape.rows },
-            step => Extent { past: shape.rows + step - 1, rows: 1 },
-        };
-        let layout = Layout { sequences: vec![extent; shape.sessions], every_row: false };
+    /// The price of a step of generations at these places.
+    fn plan(&self, manifest: &Manifest, sequences: Vec<Extent>) -> Result<StepPlan> {
+        let reentry = self.inside && sequences.iter().all(|extent| extent.past > 0);
+        let layout = Layout { sequences, every_row: false };
         let choice = if self.inside { Choice::Token } else { Choice::Scores };
-        let reentry = self.inside && step > 0;
         Ok(plan_step(manifest, &StepShape { layout, choice, reentry, noisy: false })?)
     }
 
@@ -150,7 +147,8 @@ fn prepare(args: &Args, shapes: &[Shape]) -> Result<Prepared> {
         bail!("{} does not continue texts: `tercet bench run` measures it", args.model);
     }
     let prompts = |shape: &Shape| {
-        args.plan(&manifest, *shape, shape.new).with_context(|| format!("{shape} cannot be run"))?;
+        args.plan(&manifest, vec![shape.extent(shape.new); shape.sessions])
+            .with_context(|| format!("{shape} cannot be run"))?;
         match Asked::of(&model, shape.sessions, shape.rows)? {
             Asked::Texts(texts) => Ok(texts),
             Asked::Images(_) => bail!("{} takes images", args.model),
@@ -219,42 +217,72 @@ impl Run<'_> {
         // Warms the nodes, and tells what the prompt costs: one token, which does not go back in.
         let model = &self.args.model;
         let first = prompts.first().context("no prompt")?;
-        let warm = Course::run(self.client.clone(), model.clone(), first.clone(), self.args.options(1)).await?;
+        let course = |prompt: &String, tokens: usize| {
+            let options = self.args.options(tokens);
+            Course::run(self.client.clone(), self.processes, model.clone(), prompt.clone(), options)
+        };
+        let warm = course(first, 1).await?;
         self.processes.iter().for_each(|process| process.forget_peak());
-        let before = self.processes.map(Process::counters);
-        let options = self.args.options(shape.new + 1);
-        let courses = prompts.iter().map(|prompt| {
-            tokio::spawn(Course::run(self.client.clone(), model.clone(), prompt.clone(), options.clone()))
-        });
+        let cpu = || self.processes.map(|process| process.counters().cpu_seconds);
+        let before = cpu();
+        let courses = prompts.iter().map(|prompt| tokio::spawn(course(prompt, shape.new + 1)));
         let mut all = Vec::new();
         for course in courses.collect::<Vec<_>>() {
             all.push(course.await.context("a generation stopped")??);
         }
-        let after = self.processes.map(Process::counters);
-        let cpu = std::array::from_fn(|at| (after[at].cpu_seconds - before[at].cpu_seconds).max(0.0));
-        let plans =
-            (0..=shape.new).map(|step| self.args.plan(self.manifest, shape, step)).collect::<Result<Vec<_>>>()?;
-        let of = |plan: &StepPlan| Counted::of(&plan.total);
-        let prompt = of(&plans[0]);
-        let further = plans[1..].iter().map(of).fold(Counted::default(), Counted::and);
+        let cpu = [before, cpu()];
         let mut case = Case::of(shape, &all, cpu, self.processes.map(Process::peak_bytes))?;
-        let layers = rounds_of_layers(&plans[1].parts);
-        case.rounds_per_layer = layers.map_or(0.0, |(layers, rounds)| rounds as f64 / layers as f64);
-        case.planned = [prompt, further];
-        case.planned_client_bytes = plans[1].client_bytes;
-        if shape.sessions == 1 {
-            // Exactly: steps that end while the last one is read do not matter.
-            let counted = all.first().map(|course| course.usage).context("no generation")?;
-            case.counted =
-                [Counted::of_usage(&warm.usage), Counted::of_usage(&counted).less(Counted::of_usage(&warm.usage))];
-            case.sent = std::array::from_fn(|at| (counted.sent[at] - warm.usage.sent[at]) / shape.new as u64);
-            case.as_planned = Some(case.counted == case.planned);
-        } else {
-            case.together =
-                all.first().map(|course| course.steps().zip(&plans).filter(|(step, plan)| *step == of(plan)).count());
+        let (steps, plans): (Vec<Step>, Vec<StepPlan>) = self.steps(shape, &all)?.into_iter().unzip();
+        let [prompt, further @ ..] = plans.as_slice() else { bail!("no step was made") };
+        let of = |plan: &StepPlan| Counted::of(&plan.total);
+        case.planned = [of(prompt), further.iter().map(of).fold(Counted::default(), Counted::and)];
+        if let Some(last) = further.last() {
+            let layers = rounds_of_layers(&last.parts);
+            case.rounds_per_layer = layers.map_or(0.0, |(layers, rounds)| rounds as f64 / layers as f64);
         }
-        case.as_alone = alone.map(|alone| alone == case.tokens.as_slice());
+        if let ([one], 1) = (all.as_slice(), shape.sessions) {
+            // Beside one that ends with its first token: exact, however late the tokens were read.
+            let [prompt, whole] = [warm.usage, one.usage].map(|usage| Counted::of_usage(&usage));
+            case.counted = [prompt, whole.less(prompt)];
+            let sent = |at: usize| (one.usage.sent[at].saturating_sub(warm.usage.sent[at])) / shape.new as u64;
+            case.sent = Some(std::array::from_fn(sent));
+            case.as_planned = Some(case.counted == case.planned);
+        }
+        case.steps = steps;
+        case.as_alone = alone.map(|alone| alone.iter().zip(&case.tokens).take_while(|(a, b)| a == b).count());
         Ok(case)
+    }
+
+    /// The steps of the first of some generations with their plans, each for those that were in it: of every other one the step
+    /// that ended at the same time, if the same was counted of it.
+    fn steps(&self, shape: Shape, courses: &[Course]) -> Result<Vec<(Step, StepPlan)>> {
+        let costs: Vec<Vec<Counted>> = courses.iter().map(|course| course.steps().collect()).collect();
+        let ([first, others @ ..], [own, theirs @ ..]) = (courses, costs.as_slice()) else { return Ok(Vec::new()) };
+        let mut steps = Vec::new();
+        for (at, ((ended, _), cost)) in first.tokens.iter().zip(own).enumerate() {
+            let mut sequences = vec![shape.extent(at)];
+            for (other, costs) in others.iter().zip(theirs) {
+                let apart = |(time, _): &(Instant, u32)| (*time).max(*ended) - (*time).min(*ended);
+                let nearest = other.tokens.iter().enumerate().min_by_key(|(_, token)| apart(token)).map(|(at, _)| at);
+                // Prompts and further steps never run together.
+                let same = |step: &usize| costs.get(*step) == Some(cost) && (*step == 0) == (at == 0);
+                sequences.extend(nearest.filter(same).map(|step| shape.extent(step)));
+            }
+            let generations = sequences.len();
+            let plan = self.args.plan(self.manifest, sequences)?;
+            steps.push((Step { generations, as_planned: Counted::of(&plan.total) == *cost }, plan));
+        }
+        Ok(steps)
+    }
+}
+
+impl Shape {
+    /// Where a generation is in a step: 0 is that of its prompt.
+    fn extent(self, step: usize) -> Extent {
+        match step {
+            0 => Extent { past: 0, rows: self.rows },
+            step => Extent { past: self.rows + step - 1, rows: 1 },
+        }
     }
 }
 

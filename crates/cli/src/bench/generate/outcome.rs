@@ -48,28 +48,36 @@ pub(super) struct Case {
     tokens_per_second: f64,
     /// What the nodes counted of the prompts' steps, and of the further ones that the first generation was in.
     pub(super) counted: [Counted; 2],
-    /// The same as planned for all generations together.
+    /// The same as planned.
     pub(super) planned: [Counted; 2],
     /// Of a lone generation: whether the two are equal.
     pub(super) as_planned: Option<bool>,
-    /// Of several: how many steps of the first were those of all together, and cost exactly what was planned.
-    pub(super) together: Option<usize>,
+    /// The steps of the first generation, that of its prompt first.
+    pub(super) steps: Vec<Step>,
     /// Rounds of a further step in each layer.
     pub(super) rounds_per_layer: f64,
     /// Bytes for each further token from a lone client to each node; from each node to it.
-    pub(super) sent: [u64; 3],
+    pub(super) sent: Option<[u64; 3]>,
     received: [u64; 3],
-    /// The same of all generations, as planned, without framing.
-    pub(super) planned_client_bytes: [[u64; 3]; 2],
-    /// Processor time in all: of the client first, then of P0, P1 and P2.
-    cpu_seconds: [f64; 4],
+    /// Processor time of the client first, then of P0, P1 and P2: until each generation has its first token, and from there on.
+    cpu_seconds: [[f64; 4]; 2],
     /// Most bytes resident at once, weights included.
     peak_bytes: [u64; 4],
-    /// Whether the first prompt came out as it did alone; where it was measured alone.
-    pub(super) as_alone: Option<bool>,
+    /// How many tokens of the first prompt are as they came of it alone, up to the first that is another; where it was measured
+    /// alone before. With scores that lie close together the last bits, which differ from run to run, decide.
+    pub(super) as_alone: Option<usize>,
     /// Of the first prompt.
     #[serde(skip)]
     pub(super) tokens: Vec<u32>,
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Step {
+    /// Generations that were in it.
+    pub(super) generations: usize,
+    /// Whether it cost what is planned for these.
+    pub(super) as_planned: bool,
 }
 
 /// What steps cost.
@@ -113,11 +121,22 @@ fn each_link(of: impl Fn(usize, usize) -> u64) -> [[u64; 3]; 3] {
 
 impl Case {
     /// What the courses tell by themselves; the plan is to be put beside it.
-    pub(super) fn of(shape: Shape, courses: &[Course], cpu_seconds: [f64; 4], peak_bytes: [u64; 4]) -> Result<Self> {
+    pub(super) fn of(
+        shape: Shape,
+        courses: &[Course],
+        [before, after]: [[f64; 4]; 2],
+        peak_bytes: [u64; 4],
+    ) -> Result<Self> {
         let Shape { rows, sessions, new } = shape;
         let first = courses.first().context("no generation")?;
         let firsts: Vec<f64> = courses.iter().map(Course::first).collect();
         let further: Vec<f64> = courses.iter().flat_map(Course::further).collect();
+        // The counters only grow: the last of the first tokens has seen most.
+        let mut at_first = before;
+        courses.iter().for_each(|course| {
+            at_first.iter_mut().zip(course.cpu_at_first).for_each(|(most, seen)| *most = most.max(seen));
+        });
+        let between = |from: [f64; 4], to: [f64; 4]| std::array::from_fn(|at| f64::max(to[at] - from[at], 0.0));
         let mut steps = first.steps();
         let prompt = steps.next().unwrap_or_default();
         Ok(Self {
@@ -130,13 +149,12 @@ impl Case {
             counted: [prompt, steps.fold(Counted::default(), Counted::and)],
             planned: [Counted::default(); 2],
             as_planned: None,
-            together: None,
+            steps: Vec::new(),
             rounds_per_layer: 0.0,
-            sent: [0; 3],
+            sent: None,
             // Answers are all of the same length.
             received: first.usage.received.map(|all| all / (new as u64 + 1)),
-            planned_client_bytes: [[0; 3]; 2],
-            cpu_seconds,
+            cpu_seconds: [between(before, at_first), between(at_first, after)],
             peak_bytes,
             as_alone: None,
             tokens: first.tokens.iter().map(|(_, id)| *id).collect(),
@@ -192,9 +210,10 @@ impl Outcome {
             "{model} in profile {profile} over link {link}{inside}; {} cores, {busy_processes:.1} processes of late\n",
             machine.cores
         ));
-        let told = |is: Option<bool>| is.map_or(String::new(), |is| if is { "yes" } else { "NO" }.to_owned());
+        let told = |is: bool| if is { "yes" } else { "NO" }.to_owned();
         let rows = self.cases.iter().map(|case| {
-            let together = case.together.map(|steps| format!("{steps} of {} together", case.new + 1));
+            let exact = case.steps.iter().filter(|step| step.as_planned).count();
+            let together = case.steps.iter().map(|step| step.generations).sum::<usize>() as f64;
             vec![
                 case.name(),
                 seconds(case.first_token.median),
@@ -204,12 +223,13 @@ impl Outcome {
                 case.counted[0].rounds.to_string(),
                 case.counted[1].mean(case.new).rounds.to_string(),
                 format!("{:.1}", case.rounds_per_layer),
-                together.unwrap_or_else(|| told(case.as_planned)),
-                told(case.as_alone),
+                format!("{:.1}", together / case.steps.len().max(1) as f64),
+                case.as_planned.map_or_else(|| format!("{exact} of {} steps", case.steps.len()), told),
+                case.as_alone.map_or(String::new(), |same| format!("{same} of {}", case.tokens.len())),
             ]
         });
-        let head = ["case", "first token", "further", "p95", "tokens/s", "rounds", "a step", "a layer", "as planned"];
-        let head: Vec<&str> = head.into_iter().chain(["as alone"]).collect();
+        let head = ["case", "first token", "further", "p95", "tokens/s", "rounds", "a step", "a layer"];
+        let head: Vec<&str> = head.into_iter().chain(["together", "as planned", "as alone"]).collect();
         say_table(&head, &rows.collect::<Vec<_>>());
         say("");
         let links = |of: &Counted| {
@@ -218,7 +238,8 @@ impl Outcome {
         };
         let rows = self.cases.iter().flat_map(|case| {
             let step = case.counted[1].mean(case.new);
-            let client = [case.sent, case.received].map(|each| bytes(each.iter().sum()));
+            let client = [case.sent, Some(case.received)];
+            let client = client.map(|each| each.map_or(String::new(), |each| bytes(each.iter().sum())));
             let name = |what: &str| vec![case.name(), what.to_owned()];
             let none = [const { String::new() }; 2].to_vec();
             [
@@ -229,11 +250,19 @@ impl Outcome {
         let head = ["case", "of", "all bytes", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "from client", "to client"];
         say_table(&head, &rows.collect::<Vec<_>>());
         say("");
-        let rows = self.cases.iter().map(|case| {
-            let cpu = case.cpu_seconds.iter().map(|seconds| format!("{seconds:.2} s"));
-            [case.name()].into_iter().chain(cpu).chain(case.peak_bytes.map(bytes)).collect()
+        let rows = self.cases.iter().flat_map(|case| {
+            let row = |what: &str, cpu: [f64; 4], peak: Vec<String>| {
+                let cpu = cpu.iter().map(|&of| seconds(of));
+                [case.name(), what.into()].into_iter().chain(cpu).chain(peak).collect()
+            };
+            let [prompts, further] = case.cpu_seconds;
+            let token = further.map(|seconds| seconds / (case.sessions * case.new) as f64);
+            [
+                row("prompts", prompts, vec![String::new(); 4]),
+                row("further token", token, case.peak_bytes.map(bytes).to_vec()),
+            ]
         });
-        let head = ["case", "CPU client", "P0", "P1", "P2", "peak client", "P0", "P1", "P2"];
+        let head = ["case", "of", "CPU client", "P0", "P1", "P2", "peak client", "P0", "P1", "P2"];
         say_table(&head, &rows.collect::<Vec<_>>());
         if let Some((ratio, [from, to])) = self.context_ratio {
             say(format_args!("\na step at context {to} takes {ratio:.2} times as long as one at {from}"));
