@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    fn held<E>(plane: Plane<'_, E>) -> &[E] {
+    fn lanes_of<E>(plane: Plane<'_, E>) -> &[E] {
         match plane {
             Plane::Held(plane) => plane,
             Plane::Drawn(_) => panic!("a page is held"),
@@ -275,12 +275,12 @@ mod tests {
                 for position in at {
                     for c in 0..3 {
                         let expected = (page * PAGE + position) * 100 + c + of;
-                        assert_eq!(held(keys.planes[plane])[c * PAGE + position] as usize, expected + 3);
-                        assert_eq!(held(values.planes[plane])[position * 3 + c] as usize, expected + 10_000);
+                        assert_eq!(lanes_of(keys.planes[plane])[c * PAGE + position] as usize, expected + 3);
+                        assert_eq!(lanes_of(values.planes[plane])[position * 3 + c] as usize, expected + 10_000);
                     }
                     columns.push(page * PAGE + position);
                 }
-                assert_eq!(held(values.planes[1]).is_empty(), party == PartyId::P1);
+                assert_eq!(lanes_of(values.planes[1]).is_empty(), party == PartyId::P1);
             }
             assert_eq!(columns, (1..40).chain(63..len).collect::<Vec<_>>());
         }
@@ -300,7 +300,7 @@ mod tests {
             // What the next query sees is held.
             let [global, window] = heads.visible(position + 1);
             for Piece { page, .. } in pieces(&[global, window.start..position + 1]) {
-                assert_eq!(held(cache.keys::<u32>(0, page, 1).planes[0]).len(), 3 * PAGE);
+                assert_eq!(lanes_of(cache.keys::<u32>(0, page, 1).planes[0]).len(), 3 * PAGE);
             }
         }
     }
