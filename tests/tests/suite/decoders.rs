@@ -86,6 +86,37 @@ fn fast_scores_stay_close_and_their_price_is_exact() {
     }
 }
 
+/// The shipped GPT on the beginning of a novel, every token given: what comes next by shares and by the float model.
+#[test]
+fn the_shipped_gpt_says_what_the_float_model_says() {
+    const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in \
+        want of a wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, this \
+        truth is so well fixed in the minds of the surrounding families, that he is considered the rightful property of some one \
+        or other of their daughters. \"My dear Mr. Bennet,\" said his lady to him one day, \"have you heard that Netherfield Park is \
+        let at last?\" Mr. Bennet replied that he had not.";
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    tercet_examples::gpt::write_model(dir.path()).expect("the model is written");
+    for (profile, agreement, bound) in [(Profile::Fast, 0.95, 0.15), (Profile::Precise, 0.99, 0.01)] {
+        let model = tercet_model::Model::load(dir.path()).expect("the model loads");
+        let ids =
+            model.tokenizer().expect("a tokenizer").encode(TEXT, 256, tercet_model::Truncate::No).expect("a text");
+        let ranges = calibrate(&model, &calibration_inputs(&model)).expect("inputs of this model");
+        let numerics = choose(&model.graph, &ranges, profile, false).expect("a model that fits");
+        let decoder = Decoder::new(model, numerics).expect("a model that fits is shared");
+        let exact = decoder.exact(&ids);
+        let run = decoder.private(&World::default().unrecorded(), &Plan::scores(&ids, &[ids.len()]));
+        let got = flat(&run.outputs);
+        let (largest, mean) = errors(&got, &exact.data);
+        let best = |row: &[f64]| (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best });
+        let rows = got.chunks_exact(exact.width).zip(exact.data.chunks_exact(exact.width));
+        let same =
+            rows.filter(|(got, exact)| best(got) == best(&exact.iter().map(|&v| v.into()).collect::<Vec<f64>>()));
+        let share = same.count() as f64 / ids.len() as f64;
+        println!("{profile}: {} tokens, {share:.3} agree, {largest:.4} at most, {mean:.5} in the mean", ids.len());
+        assert!(share >= agreement && largest < bound, "{profile}: {share} agree, {largest} at most");
+    }
+}
+
 #[test]
 fn rounds_do_not_depend_on_context_or_neighbours() {
     let decoder = decoder("llama", Profile::Fast);
