@@ -2,8 +2,10 @@
 
 mod suite {
     mod accuracy;
+    mod adapters;
     mod batches;
     mod cost;
+    mod decoders;
     mod effort;
     mod headroom;
     mod models;

@@ -1,7 +1,9 @@
 //! `tercet bench`: whole models between three node processes on this machine, measured and held to what they were.
 
-mod catalogue;
+pub(crate) mod assumed;
+pub(crate) mod catalogue;
 mod compare;
+mod generate;
 mod inputs;
 mod layers;
 mod machine;
@@ -13,7 +15,7 @@ mod record;
 mod report;
 mod stock;
 mod table;
-mod weights;
+pub(crate) mod weights;
 
 use std::path::PathBuf;
 
@@ -39,6 +41,7 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Command {
     Run(RunArgs),
+    Generate(generate::Args),
     Compare(CompareArgs),
     Show(ShowArgs),
     List(ListArgs),
@@ -138,6 +141,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             }
             outcome
         }
+        Command::Generate(args) => generate::run(args),
         Command::Compare(args) => compare(args),
         Command::Show(ShowArgs { records, html }) => {
             let mut all = records.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;

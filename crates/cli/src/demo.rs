@@ -7,6 +7,7 @@ mod cost;
 mod glimpse;
 mod images;
 mod sentences;
+mod text;
 
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Have this text go on instead, token by token, with the small GPT that is shipped.
+    #[arg(long, value_name = "PROMPT", conflicts_with_all = ["model", "sentences", "flame"])]
+    generate: Option<String>,
     /// For minilm: the sentences.
     sentences: Vec<String>,
 }
@@ -88,6 +92,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 async fn show(args: &Args, dir: &Path) -> Result<()> {
+    if let Some(prompt) = &args.generate {
+        return text::show(args, dir, prompt).await;
+    }
     match args.model.as_str() {
         "digits" => images::show(args, dir).await,
         "minilm" => sentences::show(args, dir).await,

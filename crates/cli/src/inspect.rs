@@ -6,16 +6,19 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 use tercet_engine::{Profile, choose};
-use tercet_model::graph::{Graph, Input, Op, Output};
+use tercet_model::graph::{Graph, Input, Op, Output, TensorSpec};
 
-use crate::owner;
 use crate::screen::{say, say_json};
+use crate::{adapter, owner};
 
 /// Look at a model directory: what it computes, whether its values fit, and everything that is wrong with it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A Hugging Face directory.
     dir: PathBuf,
+    /// An adapter of it as well, a PEFT directory: what it changes, and whether it goes with the model.
+    #[arg(long, value_name = "PEFT_DIR")]
+    adapter: Option<PathBuf>,
     /// Do not run the model to see how large its values get.
     #[arg(long)]
     no_calibration: bool,
@@ -26,22 +29,32 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let model = owner::load(&args.dir)?;
+    let adapted = args.adapter.as_deref().map(|dir| adapter::load(&model, dir)).transpose()?;
     let graph = &model.graph;
     let parameters: usize = graph.tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum();
     let ranges = if args.no_calibration { None } else { Some(owner::ranges(&model, Vec::new())?) };
+    let of_adapted = match (&adapted, &ranges) {
+        (Some(adapted), Some(_)) => Some(owner::ranges(adapted, Vec::new())?),
+        _ => None,
+    };
     let profiles = [Profile::Fast, Profile::Precise].map(|profile| {
-        let problems = ranges.as_ref().map(|ranges| match choose(graph, ranges, profile, false) {
-            Ok(_) => Vec::new(),
-            Err(problems) => problems.iter().map(ToString::to_string).collect(),
-        });
+        let problems =
+            ranges.as_ref().map(|ranges| match (choose(graph, ranges, profile, false), &adapted, &of_adapted) {
+                (Ok(numerics), Some(adapted), Some(of_adapted)) => {
+                    adapter::problems(&owner::manifest(&model, numerics), [ranges, of_adapted], adapted)
+                }
+                (Ok(_), _, _) => Vec::new(),
+                (Err(problems), _, _) => problems.iter().map(ToString::to_string).collect(),
+            });
         (profile, problems)
     });
+    let changes: Vec<String> = adapted.iter().flat_map(|adapted| changes(&adapted.graph)).collect();
     if args.json {
         let profiles: BTreeMap<String, _> = profiles.iter().map(|(p, problems)| (p.to_string(), problems)).collect();
         return say_json(&json!({
             "family": graph.family, "parameters": parameters, "tensors": graph.tensors.len(),
             "input": graph.input, "output": graph.output, "operations": operations(graph),
-            "notes": model.notes, "no_headroom": profiles,
+            "notes": model.notes, "adapter": args.adapter.as_ref().map(|_| &changes), "no_headroom": profiles,
         }));
     }
     say(format_args!("family      {}", graph.family));
@@ -50,6 +63,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let counted: Vec<String> = operations(graph).into_iter().map(|(name, count)| format!("{count} {name}")).collect();
     say(format_args!("operations  {}", counted.join(", ")));
     say(format_args!("parameters  {parameters} in {} tensors", graph.tensors.len()));
+    for change in &changes {
+        say(format_args!("adapter     {change}"));
+    }
     for note in &model.notes {
         say(format_args!("note        {note}"));
     }
@@ -64,6 +80,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What an adapter changes, and by which rank: the layers, and how much it has of its own.
+fn changes(graph: &Graph) -> Vec<String> {
+    let of = |tensor: &TensorSpec| {
+        let layer = tensor.name.strip_suffix("/lora/down/weight")?;
+        Some(format!("{layer} by rank {}", tensor.cols))
+    };
+    graph.tensors.iter().filter_map(of).collect()
 }
 
 fn input(input: &Input) -> String {

@@ -4,6 +4,7 @@
 //! what was asked, with 1 when that failed (one line on the standard error output names the cause and the mend), and with 2 when
 //! it was asked wrongly.
 
+mod adapter;
 mod bench;
 mod card;
 mod chart;
@@ -24,6 +25,7 @@ mod node;
 mod owner;
 mod page;
 mod plan;
+mod public;
 mod screen;
 mod share;
 mod three;

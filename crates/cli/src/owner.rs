@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use tercet_engine::{Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split};
+use tercet_engine::{
+    Base, Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split_on,
+};
 use tercet_model::graph::{Input, TensorSpec};
 use tercet_model::{Model, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
 use tercet_net::PartyId;
@@ -48,7 +50,8 @@ pub(crate) fn numbers(model: &Model, ranges: &Ranges, profile: Profile, public_t
     choose(&model.graph, ranges, profile, public_table).map_err(|problems| no_headroom(&problems, profile))
 }
 
-fn no_headroom(problems: &[NoHeadroom], profile: Profile) -> anyhow::Error {
+/// Says everything that does not fit, and what to do about it.
+pub(crate) fn no_headroom(problems: &[NoHeadroom], profile: Profile) -> anyhow::Error {
     let listed: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
     let mend = match profile {
         Profile::Fast => "share it with --profile precise",
@@ -59,6 +62,17 @@ fn no_headroom(problems: &[NoHeadroom], profile: Profile) -> anyhow::Error {
 
 /// Splits a model into `out/p0`, `out/p1` and `out/p2`.
 pub(crate) fn share(model: &Model, name: &str, numerics: ModelNumerics, out: &Path) -> Result<[PathBuf; 3]> {
+    share_on(model, name, numerics, None, out)
+}
+
+/// The same without what a base lends.
+pub(crate) fn share_on(
+    model: &Model,
+    name: &str,
+    numerics: ModelNumerics,
+    base: Option<Base>,
+    out: &Path,
+) -> Result<[PathBuf; 3]> {
     let dirs = PartyId::ALL.map(|party| out.join(format!("p{}", party.index())));
     for dir in &dirs {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -69,10 +83,11 @@ pub(crate) fn share(model: &Model, name: &str, numerics: ModelNumerics, out: &Pa
             bail!("{} exists already; choose another --name or --out, or remove the old shares", path.display());
         }
     }
-    let needed = share_bytes(model, &numerics);
-    let bar = bar(model.graph.tensors.len() as u64, "sharing", false);
+    let needed = share_bytes(model, &numerics, base.as_ref());
+    let lent = base.as_ref().map_or(0, |base| base.tensors.len());
+    let bar = bar((model.graph.tensors.len() - lent) as u64, "sharing", false);
     let dirs = dirs.each_ref().map(PathBuf::as_path);
-    let paths = split(model, name, numerics, dirs, |tensor| {
+    let paths = split_on(model, name, numerics, base, dirs, |tensor| {
         bar.set_message(tensor.to_owned());
         bar.inc(1);
     });
@@ -92,14 +107,19 @@ pub(crate) fn share(model: &Model, name: &str, numerics: ModelNumerics, out: &Pa
 }
 
 /// Bytes of all three shares, but for their headers.
-fn share_bytes(model: &Model, numerics: &ModelNumerics) -> u64 {
+fn share_bytes(model: &Model, numerics: &ModelNumerics, base: Option<&Base>) -> u64 {
     let of = |tensor: &TensorSpec| {
         let format = numerics.tensors.get(&tensor.name);
         // A matrix is one plane at P1; everything else is two planes at each.
-        let planes = if format.is_some_and(|format| format.matrix) { 5 } else { 6 };
+        let planes = match format {
+            Some(format) if format.public => 3,
+            Some(format) if format.matrix => 5,
+            _ => 6,
+        };
         format.map_or(0, |format| u64::from(format.lane_bits / 8) * planes) * (tensor.rows * tensor.cols) as u64
     };
-    model.graph.tensors.iter().map(of).sum()
+    let lent = |tensor: &TensorSpec| base.is_some_and(|base| base.tensors.contains(&tensor.name));
+    model.graph.tensors.iter().filter(|tensor| !lent(tensor)).map(of).sum()
 }
 
 /// The public part of a model that has not been shared: good for pricing, not for running.

@@ -1,27 +1,36 @@
 //! `tercet plan`: what a request costs, before it is made.
 //!
 //! Rounds, bytes and memory are exact or bounded, and need nothing but the model's public part. Time is foretold from the rates of
-//! this machine, which `--measure` takes from short runs of small models on it.
+//! this machine, which `--measure` takes from short runs of small models on it; not for steps of generations.
 
-use std::path::{Path, PathBuf};
+pub(crate) mod priced;
+mod subject;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde_json::json;
-use tercet_core::{Cost, Geometry};
-use tercet_engine::{Manifest, ModelShare, Plan, Profile, plan};
+use tercet_core::{Cost, Extent, Geometry, Layout};
+use tercet_engine::{Choice, Plan, Profile, StepPlan, StepShape, plan, plan_step};
+use tercet_model::graph::Input;
 use tercet_net::LinkShape;
 
 use crate::bench::probe::{probe, say_fit};
 use crate::bench::rates::{self, Measured};
-use crate::owner;
-use crate::screen::{bytes, say, say_json, say_table, start_log, time};
+use crate::public::Public;
+use crate::screen::{say, say_json, say_table, start_log, time};
+use priced::Priced;
+use subject::Subject;
 
 /// Say what a request costs before it is made: rounds, bytes on every link, memory, time.
+///
+/// Of a model that continues texts, what the prompt costs (--rows) and what each further token does (--context).
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A share of a model, or a Hugging Face directory.
+    /// A share of a model, a Hugging Face directory, or a name from `tercet bench list`. Where the weights are not there, how large
+    /// values get is assumed.
     #[arg(required_unless_present = "measure")]
     model: Option<PathBuf>,
     /// Measure this machine first, in about a minute, so that time can be foretold. The result is kept in the cache
@@ -35,12 +44,20 @@ pub(crate) struct Args {
     /// Rows of each input: tokens of a text, special ones included. A model of images has its own number.
     #[arg(long, value_name = "N")]
     rows: Option<usize>,
-    /// Inputs side by side.
-    #[arg(long, value_name = "B", default_value_t = 1)]
+    /// A step of a generation that makes its text so many tokens long.
+    #[arg(long, value_name = "C", conflicts_with = "links")]
+    context: Option<usize>,
+    /// Inputs, or generations, side by side.
+    #[arg(long, visible_alias = "sessions", value_name = "B", default_value_t = 1)]
     batch: usize,
-    /// For a directory, and for --measure: fast or precise.
+    /// Tokens are chosen inside the computation, and go back in unseen.
+    #[arg(long)]
+    inside: bool,
+    /// For what is not shared yet, and for --measure: fast or precise.
     #[arg(long, default_value = "fast")]
     profile: Profile,
+    #[command(flatten)]
+    public: Public,
     /// How the costs are summed.
     #[arg(long, value_enum, default_value_t = By::Kind)]
     by: By,
@@ -75,55 +92,91 @@ pub(crate) fn run(args: Args) -> Result<()> {
         }
     }
     let Some(model) = &args.model else { return Ok(()) };
-    let manifest = manifest(model, args.profile)?;
+    let subject = Subject::of(model, args.profile, args.public)?;
+    if subject.assumed && !args.json {
+        eprintln!(
+            "note: without the weights, how large values get is assumed; rounds and bytes may come out a few percent otherwise"
+        );
+    }
+    match subject.manifest.graph.is_decoder() {
+        true => steps(&subject, &args),
+        false => request(&subject, &args),
+    }
+}
+
+/// A request of a model that answers at once.
+fn request(subject: &Subject, args: &Args) -> Result<()> {
+    let manifest = &subject.manifest;
+    if args.context.is_some() || args.inside {
+        bail!("--context and --inside are for models that continue texts, and this one does not");
+    }
     let most = manifest.graph.max_rows();
-    let rows = match (args.rows, manifest.tokenizer.is_some()) {
+    let rows = match (args.rows, &manifest.graph.input) {
         (Some(rows), _) => rows,
-        (None, false) => most,
-        (None, true) => bail!("how long is a text? give --rows, from 1 to {most} tokens"),
+        (None, Input::Patches { .. }) => most,
+        (None, Input::Tokens { .. }) => bail!("how long is a text? give --rows, from 1 to {most} tokens"),
     };
-    let plan = plan(&manifest, Geometry { batch: args.batch, rows })?;
-    let parts = grouped(&plan, args.by);
-    let measured = Measured::read(manifest.numerics.profile);
-    let links = if args.links.is_empty() { LINKS.to_vec() } else { args.links };
+    let plan = plan(manifest, Geometry { batch: args.batch, rows })?;
+    let profile = manifest.numerics.profile;
+    let measured = Measured::read(profile);
+    let links = if args.links.is_empty() { LINKS.to_vec() } else { args.links.clone() };
     if args.json {
         let seconds = measured.ok().flatten().map(|measured| {
             let of = |link: &LinkShape| (link.to_string(), measured.rates.predict(&plan, *link).into());
             links.iter().map(of).collect::<serde_json::Map<_, _>>()
         });
-        let (model, profile) = (manifest.name, manifest.numerics.profile);
-        return say_json(&json!({ "model": model, "profile": profile, "plan": plan, "seconds": seconds }));
+        return say_json(&json!({
+            "model": subject.name, "profile": profile, "assumed": subject.assumed, "plan": plan, "seconds": seconds,
+        }));
     }
-    say(format_args!("{} in profile {}: {} x {rows} rows", manifest.name, manifest.numerics.profile, args.batch));
+    say(format_args!("{} in profile {profile}: {} x {rows} rows", subject.name, args.batch));
     say("");
-    let row = |(name, cost): &(String, Cost)| {
-        vec![
-            name.clone(),
-            cost.rounds.to_string(),
-            bytes(cost.bytes[1][2]),
-            bytes(cost.bytes[2][1]),
-            bytes(cost.bytes[0][1]),
-            bytes(cost.bytes[0][2]),
-            format!("{:.1} %", 100.0 * cost.total_bytes() as f64 / plan.total.total_bytes().max(1) as f64),
-        ]
-    };
-    let mut rows: Vec<Vec<String>> = parts.iter().map(row).collect();
-    rows.push(row(&("in all".into(), plan.total)));
-    say_table(&["operation", "rounds", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "share"], &rows);
-    say("");
-    let party = |index: usize| {
-        let [up, down] = plan.client_bytes;
-        let [up, down] = [up[index], down[index]].map(bytes);
-        vec![format!("P{index}"), bytes(plan.weight_bytes[index]), bytes(plan.working_bytes), up, down]
-    };
-    let parties: Vec<Vec<String>> = (0..3).map(party).collect();
-    say_table(&["node", "weights", "working memory", "from client", "to client"], &parties);
+    Priced::from(&plan).say(args.by);
     say("");
     match measured {
         Ok(Some(measured)) => say_times(&plan, &measured, &links),
         Ok(None) => say(format_args!("no time is foretold, as this machine was not measured: {}", rates::HOW)),
         Err(error) => say(format_args!("no time is foretold: {error:#}")),
     }
+    Ok(())
+}
+
+/// The steps of generations: their prompts, or a further token of each.
+fn steps(subject: &Subject, args: &Args) -> Result<()> {
+    let manifest = &subject.manifest;
+    let most = manifest.graph.max_rows();
+    if (args.rows, args.context) == (None, None) {
+        bail!("how long is a prompt, or the text after a step? give --rows from 1, --context from 2, to {most} tokens");
+    }
+    let choice = if args.inside { Choice::Token } else { Choice::Scores };
+    let of = |extent: Extent| -> Result<StepPlan> {
+        let layout = Layout { sequences: vec![extent; args.batch], every_row: false };
+        let reentry = args.inside && extent.past > 0;
+        Ok(plan_step(manifest, &StepShape { layout, choice, reentry, noisy: false })?)
+    };
+    let prompt = args.rows.map(|rows| of(Extent { past: 0, rows })).transpose()?;
+    let further = match args.context {
+        Some(context) if context < 2 => bail!("--context {context}: a step follows one token at least, so from 2"),
+        Some(context) => Some(of(Extent { past: context - 1, rows: 1 })?),
+        None => None,
+    };
+    let profile = manifest.numerics.profile;
+    if args.json {
+        return say_json(&json!({
+            "model": subject.name, "profile": profile, "assumed": subject.assumed, "sessions": args.batch,
+            "inside": args.inside, "rows": args.rows, "prefill": prompt, "context": args.context, "decode": further,
+        }));
+    }
+    let say_step = |what: &str, length: Option<usize>, step: &StepPlan| {
+        let length = length.unwrap_or(0);
+        say(format_args!("{} in profile {profile}: {} x {what} {length} tokens", subject.name, args.batch));
+        say("");
+        Priced::from(step).say(args.by);
+        say("");
+    };
+    prompt.iter().for_each(|step| say_step("a prompt of", args.rows, step));
+    further.iter().for_each(|step| say_step("one more token, which makes the text", args.context, step));
+    say("no time is foretold for generations: `tercet bench generate` measures them");
     Ok(())
 }
 
@@ -155,26 +208,10 @@ fn say_times(plan: &Plan, measured: &Measured, links: &[LinkShape]) {
     ));
 }
 
-/// The public part of a shared model, or of a directory as it would be shared.
-fn manifest(path: &Path, profile: Profile) -> Result<Manifest> {
-    if path.is_file() {
-        return Ok(ModelShare::open(path)?.manifest().clone());
-    }
-    let share = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let share =
-        share.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "tercet"));
-    if let Some(share) = share.min() {
-        return Ok(ModelShare::open(&share)?.manifest().clone());
-    }
-    let model = owner::load(path)?;
-    let numerics = owner::numbers(&model, &owner::ranges(&model, Vec::new())?, profile, false)?;
-    Ok(owner::manifest(&model, numerics))
-}
-
 /// Costs by group, in the order in which the groups first occur.
-fn grouped(plan: &Plan, by: By) -> Vec<(String, Cost)> {
+fn grouped(parts: &[(String, Cost)], by: By) -> Vec<(String, Cost)> {
     let mut groups: Vec<(String, Cost)> = Vec::new();
-    for (name, cost) in &plan.parts {
+    for (name, cost) in parts {
         let name = group(name, by);
         match groups.iter_mut().find(|(group, _)| *group == name) {
             Some((_, sum)) => *sum = sum.then(*cost),

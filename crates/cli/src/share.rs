@@ -1,16 +1,20 @@
-//! `tercet share`: splits a model between the three nodes.
+//! `tercet share`: splits a model, or an adapter of one, between the three nodes.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use tercet_engine::{ModelShare, Profile};
+use tercet_engine::{Base, ModelNumerics, ModelShare, Profile};
+use tercet_model::Model;
 use tercet_model::graph::Input;
 
-use crate::owner;
 use crate::screen::{bytes, hex, say, say_json};
+use crate::{adapter, owner};
 
 /// Split a model into three shares, one for each node; no single one says anything about its weights.
+///
+/// With --adapter it is an adapter (LoRA) of the model that is split: three small shares, which nodes serve beside those of the
+/// base under a name of their own. Clients choose between them by that name, request by request.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A Hugging Face directory.
@@ -22,12 +26,24 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// fast, or precise (nearly twice the bytes, errors about thirty times smaller).
-    #[arg(long, default_value = "fast")]
+    /// An adapter has that of its base.
+    #[arg(long, default_value = "fast", conflicts_with = "adapter")]
     profile: Profile,
+    /// Leave the tensors unshared whose names match, in the clear for all three nodes: products with them are cheaper. A star stands
+    /// for any characters: `layer*/ffn/*`, `*/weight`, `*`. May be given again.
+    #[arg(long, value_name = "PATTERN")]
+    public: Vec<String>,
+    /// Split this adapter, a PEFT directory, instead of the model itself.
+    #[arg(long, value_name = "PEFT_DIR", requires = "base")]
+    adapter: Option<PathBuf>,
+    /// A share of the model that the adapter stands on, of any party, or the folder that it is in.
+    #[arg(long, value_name = "SHARE", requires = "adapter")]
+    base: Option<PathBuf>,
     /// Leave the embedding table unshared: nodes and clients get to know it, and clients look words up by themselves.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "adapter")]
     public_table: bool,
-    /// Texts of the model's own field, one a line, to find out how large its values get.
+    /// Texts of the model's own field, one a line, to find out how large its values get. With --adapter, those that the base was
+    /// shared with.
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
     /// Print JSON.
@@ -47,15 +63,24 @@ pub(crate) fn run(args: Args) -> Result<()> {
         eprintln!("note: {note}");
     }
     let more = args.calibrate.as_deref().map(|path| owner::lines_of(&model, path)).transpose()?.unwrap_or_default();
-    let ranges = owner::ranges(&model, more)?;
-    let numerics = owner::numbers(&model, &ranges, args.profile, args.public_table)?;
+    let Prepared { model, mut numerics, base, calibrated } = match (&args.adapter, &args.base) {
+        (Some(dir), Some(base)) => adapter::prepare(model, dir, base, more)?,
+        _ => {
+            let ranges = owner::ranges(&model, more)?;
+            let numerics = owner::numbers(&model, &ranges, args.profile, args.public_table)?;
+            Prepared { model, numerics, base: None, calibrated: ranges.inputs }
+        }
+    };
+    let published = publish(&model, &mut numerics, base.as_ref(), &args.public)?;
     if args.public_table {
         eprintln!(
             "PUBLIC TABLE: the embedding table is NOT shared. All three nodes and every client get it in the clear; \
              all other weights, the texts and the answers stay secret."
         );
     }
-    let paths = owner::share(&model, &args.name, numerics, &args.out)?;
+    warn_of(&published, &model, &numerics);
+    let profile = numerics.profile.to_string();
+    let paths = owner::share_on(&model, &args.name, numerics, base, &args.out)?;
     let shares = paths.iter().map(|path| ModelShare::open(path)).collect::<Result<Vec<_>, _>>()?;
     let digest = hex(&shares[0].digest());
     if args.json {
@@ -64,10 +89,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
             .zip(&shares)
             .map(|(path, share)| json!({ "path": path, "bytes": share.len_bytes() }))
             .collect();
-        let profile = args.profile.to_string();
         return say_json(&json!({
             "name": args.name, "digest": digest, "profile": profile, "public_table": args.public_table,
-            "calibration_inputs": ranges.inputs, "files": files,
+            "public": published, "calibration_inputs": calibrated, "files": files,
         }));
     }
     for (path, share) in paths.iter().zip(&shares) {
@@ -76,4 +100,82 @@ pub(crate) fn run(args: Args) -> Result<()> {
     say(format_args!("digest {digest}"));
     eprintln!("give each node its own file and nobody two of them: two shares together are the model");
     Ok(())
+}
+
+/// What is to be split.
+pub(crate) struct Prepared {
+    pub(crate) model: Model,
+    pub(crate) numerics: ModelNumerics,
+    /// For an adapter.
+    pub(crate) base: Option<Base>,
+    /// Inputs that its numbers were chosen after.
+    pub(crate) calibrated: usize,
+}
+
+/// Makes the tensors public that match, of those that are split now: their names.
+fn publish(
+    model: &Model,
+    numerics: &mut ModelNumerics,
+    base: Option<&Base>,
+    patterns: &[String],
+) -> Result<Vec<String>> {
+    let own = |name: &str| base.is_none_or(|base| !base.tensors.contains(name));
+    let names: Vec<&str> = model.graph.tensors.iter().map(|spec| spec.name.as_str()).filter(|name| own(name)).collect();
+    for pattern in patterns {
+        if !names.iter().any(|name| matches(pattern, name)) {
+            let some = names.iter().take(4).copied().collect::<Vec<_>>().join(", ");
+            bail!("--public {pattern:?} matches no tensor; tensors are called {some} and the like");
+        }
+    }
+    let chosen = |name: &str| own(name) && patterns.iter().any(|pattern| matches(pattern, name));
+    numerics.publish(chosen);
+    Ok(names.into_iter().filter(|name| chosen(name)).map(str::to_owned).collect())
+}
+
+/// Says loudly what is public.
+fn warn_of(published: &[String], model: &Model, numerics: &ModelNumerics) {
+    if published.is_empty() {
+        return;
+    }
+    let elements = |name: &str| model.graph.tensor_spec(name).map_or(0, |spec| spec.rows * spec.cols);
+    let count: usize = published.iter().map(|name| elements(name)).sum();
+    eprintln!(
+        "PUBLIC WEIGHTS: {} tensors of {count} elements are NOT shared. All three nodes get them in the clear; all other weights, \
+         the texts and the answers stay secret. They are: {}",
+        published.len(),
+        published.join(", ")
+    );
+    let table = model.graph.nodes.first().and_then(|node| node.op.tensors().first().copied());
+    if table.is_some_and(|table| published.iter().any(|name| name == table) && numerics.is_public(table)) {
+        eprintln!("PUBLIC TABLE: the embedding table is among them, and goes to every client as well.");
+    }
+}
+
+/// Whether a name is what a pattern says, in which a star stands for any characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((before, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(left) = name.strip_prefix(before) else { return false };
+    (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| matches(rest, &left[at..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_star_stands_for_any_characters() {
+        for (pattern, name, expected) in [
+            ("*", "layer0/ffn/up/weight", true),
+            ("layer*/ffn/*", "layer11/ffn/up/weight", true),
+            ("layer*/ffn/*", "layer11/attention/out/weight", false),
+            ("*/weight", "head/scores/weight", true),
+            ("*/weight", "head/scores/bias", false),
+            ("layer1/*", "layer11/ffn/up/weight", false),
+            ("layer0/ffn/up/weight", "layer0/ffn/up/weight", true),
+            ("ffn", "layer0/ffn/up/weight", false),
+            ("*up*", "layer0/ffn/up/weight", true),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} and {name}");
+        }
+    }
 }

@@ -54,6 +54,10 @@ fn asked_wrongly_is_another_exit_code_than_failed() {
     fails(&["node", "run", "--config", "none.toml"], dir.path(), "none.toml");
     fails(&["plan", "none.tercet", "--rows", "3"], dir.path(), "none.tercet");
     fails(&["fetch", "llama"], dir.path(), "unknown model");
+    fails(&["plan", "llama-7b"], dir.path(), "give --rows from 1, --context from 2, to 2048 tokens");
+    fails(&["plan", "llama-7b", "--context", "2049"], dir.path(), "2049 tokens; the context of llama-7b is 2048");
+    fails(&["plan", "llama-7b", "--context", "1"], dir.path(), "follows one token at least");
+    fails(&["plan", "bert-tiny", "--context", "9"], dir.path(), "models that continue texts");
 }
 
 #[test]
@@ -159,5 +163,66 @@ fn a_measurement_is_recorded_and_compared() {
     fails(&["bench", "run", "--model", "minilm"], dir.path(), "tercet fetch minilm");
     fails(&[&tiny[..4], &["--rows", "513"]].concat(), dir.path(), "bert-tiny 1 x 513 cannot be run");
     fails(&[&tiny[..4], &["--batch", "0"]].concat(), dir.path(), "cannot be run");
+    fails(&[&tiny[..4], &["--link", "slow"]].concat(), dir.path(), "no link shape");
+}
+
+/// What LLaMA-7B costs by its shape alone, within what was promised of it.
+#[test]
+fn a_model_of_which_the_shape_alone_is_known_is_priced() {
+    let dir = tempfile::tempdir().unwrap();
+    for context in ["128", "2048"] {
+        let plan = tercet(&["plan", "llama-7b", "--rows", "128", "--context", context, "--json"], dir.path());
+        assert!(plan.status.success(), "{}", said(&plan));
+        let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+        assert_eq!(plan["assumed"], true);
+        for (step, tokens) in [("prefill", 128), ("decode", 1)] {
+            let total = &plan[step]["total"];
+            let online = [[1, 2], [2, 1]].map(|[from, to]| total["bytes"][from][to].as_u64().unwrap() / tokens);
+            assert!(
+                online.iter().all(|bytes| (1_000_000..60_000_000).contains(bytes)),
+                "{step} at {context}: {online:?}"
+            );
+            assert!(
+                (32..=1500).contains(&total["rounds"].as_u64().unwrap()),
+                "{step} at {context}: {}",
+                total["rounds"]
+            );
+        }
+        let caches = plan["decode"]["cache_bytes"][1].as_u64().unwrap();
+        // Keys and values of every layer, each in 32 bits at least.
+        assert!(caches >= context.parse::<u64>().unwrap() * 2 * 32 * 4096 * 4, "{caches}");
+    }
+}
+
+/// Generations of the smallest decoder between three processes, alone and side by side, by the client's choice and inside.
+#[test]
+fn generations_are_measured_and_cost_what_is_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = ["bench", "generate", "--model", "gpt2-tiny", "--rows", "9", "--new", "3"];
+    for (inside, choice) in [(&[][..], false), (&["--inside"], true)] {
+        let out = ["--sessions", "1,2", "--json", "out.json"];
+        let run = tercet(&[&tiny[..], &out, inside].concat(), dir.path());
+        // Fails where a lone generation cost anything else.
+        assert!(run.status.success(), "{}", said(&run));
+        let table = String::from_utf8_lossy(&run.stdout);
+        assert!(table.contains("1 x 9 + 3") && table.contains("2 x 9 + 3"), "{table}");
+        let text = std::fs::read_to_string(dir.path().join("out.json")).unwrap();
+        let measured: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(measured["inside"], choice);
+        let cases = measured["cases"].as_array().unwrap();
+        assert_eq!(cases[0]["as_planned"], true);
+        assert_eq!(cases[0]["counted"], cases[0]["planned"], "the plan knows rounds and bytes");
+        assert!(cases[0]["rounds_per_layer"].as_f64().unwrap() <= 40.0);
+        assert_eq!(cases[1]["steps"].as_array().unwrap().len(), 4);
+        for case in cases {
+            assert!(case["peak_bytes"].as_array().unwrap().iter().all(|bytes| bytes.as_u64() > Some(0)));
+            assert!(case["received"][1].as_u64() > Some(0));
+        }
+    }
+    fails(&["bench", "generate", "--model", "bert-tiny"], dir.path(), "`tercet bench run` measures it");
+    fails(&["bench", "run", "--model", "gpt2-tiny"], dir.path(), "`tercet bench generate` measures it");
+    fails(&["bench", "generate", "--model", "gpt"], dir.path(), "there are bert-tiny");
+    fails(&[&tiny[..4], &["--rows", "1020"]].concat(), dir.path(), "1 x 1020 + 16 cannot be run");
+    fails(&[&tiny[..4], &["--sessions", "0"]].concat(), dir.path(), "one generation at least");
     fails(&[&tiny[..4], &["--link", "slow"]].concat(), dir.path(), "no link shape");
 }

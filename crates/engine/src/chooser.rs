@@ -13,11 +13,11 @@ use crate::gates::activation;
 use crate::numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat};
 
 /// Calibrated sizes are multiplied by this before rings are chosen.
-const MARGIN: f64 = 1.25;
+pub(crate) const MARGIN: f64 = 1.25;
 /// Where a ring may be chosen freely, it holds this many times the calibrated size with its margin.
 const HEADROOM: f64 = 1.5;
 /// Calibrated variances are multiplied, and divided, by this.
-const VARIANCE_MARGIN: f64 = 4.0;
+pub(crate) const VARIANCE_MARGIN: f64 = 4.0;
 /// Whole bits of a difference of scores at least: room for inputs unlike those of the calibration.
 const LEAST_SCORE_BITS: u32 = 7;
 /// Segments of an inverse root start at most this many octaves below their end.
@@ -35,8 +35,8 @@ const FINE_BOUNDS: f64 = 64.0;
 pub(crate) struct Choice {
     profile: Profile,
     pub(crate) formats: Numerics,
-    weight_frac: u32,
-    least_weight_frac: u32,
+    pub(crate) weight_frac: u32,
+    pub(crate) least_weight_frac: u32,
     /// Ring in which a LayerNorm leaves its result.
     norm_ring: u32,
     gain_frac: u32,
@@ -53,7 +53,7 @@ pub(crate) struct Choice {
 
 impl Choice {
     /// What a profile fixes for a graph.
-    fn of_graph(profile: Profile, graph: &Graph) -> Choice {
+    pub(crate) fn of_graph(profile: Profile, graph: &Graph) -> Choice {
         Choice::of(profile, graph.is_decoder())
     }
 
@@ -118,7 +118,7 @@ impl Choice {
     }
 }
 
-fn power(exponent: i32) -> f64 {
+pub(crate) fn power(exponent: i32) -> f64 {
     f64::from(exponent).exp2()
 }
 
@@ -211,9 +211,12 @@ impl Chooser<'_> {
         if !self.graph.is_decoder() || wide == 64 {
             return frac;
         }
-        let streams = |node: &&Node| matches!(node.op, Op::Add | Op::Lookup { .. } | Op::AddPositions { .. });
+        let streams = |(index, node): &(usize, &Node)| match node.op {
+            Op::Add => !self.graph.is_low_rank_sum(*index),
+            _ => matches!(node.op, Op::Lookup { .. } | Op::AddPositions { .. }),
+        };
         let size = |node: &Node| self.ranges.node(&node.name).map_or(0.0, |stats| f64::from(stats.max_abs) * MARGIN);
-        let largest = self.graph.nodes.iter().filter(streams).map(size).fold(0.0, f64::max);
+        let largest = self.graph.nodes.iter().enumerate().filter(streams).map(|(_, n)| size(n)).fold(0.0, f64::max);
         (frac..=frac + RESIDUAL_BITS).rev().find(|&f| bits_of(largest, f) <= wide).unwrap_or(frac)
     }
 
@@ -221,8 +224,18 @@ impl Chooser<'_> {
     fn linear_frac(&self, name: &str) -> u32 {
         let nodes = &self.graph.nodes;
         let index = nodes.iter().position(|n| n.name == name);
-        let added = |index: usize| nodes.iter().any(|n| matches!(n.op, Op::Add) && n.inputs.contains(&(index + 1)));
-        if self.graph.is_decoder() && index.is_some_and(added) { self.residual_frac } else { self.choice.formats.frac }
+        if self.graph.is_decoder() && index.is_some_and(|index| self.is_streamed(index)) {
+            self.residual_frac
+        } else {
+            self.choice.formats.frac
+        }
+    }
+
+    /// Whether what a node gives is added to the residual stream, with a change of low rank or without one.
+    fn is_streamed(&self, index: usize) -> bool {
+        let nodes = self.graph.nodes.iter().enumerate();
+        let mut sums = nodes.filter(|(_, n)| matches!(n.op, Op::Add) && n.inputs.contains(&(index + 1)));
+        sums.any(|(sum, _)| !self.graph.is_low_rank_sum(sum) || self.is_streamed(sum))
     }
 
     /// The numbers of a node, and the scale of its result.
@@ -499,7 +512,7 @@ fn bound((lowest, highest): (f64, f64), profile: Profile) -> BoundSpec {
 }
 
 /// Bits that a value of this size takes, with headroom and the two that an extension needs.
-fn bits_of(size: f64, frac: u32) -> u32 {
+pub(crate) fn bits_of(size: f64, frac: u32) -> u32 {
     2 + frac + (HEADROOM * size.max(1.0)).log2().ceil() as u32
 }
 
@@ -524,8 +537,9 @@ fn fit_activations(graph: &Graph, nodes: &mut [NodeSpec]) {
         // The argument is added to the series' value, in its ring.
         let body_ring = gate.body_ring;
         let source = graph.nodes[index].inputs.first().and_then(|value| value.checked_sub(1));
-        if let Some(NodeSpec::Linear(linear)) = source.map(|at| &mut nodes[at]) {
-            linear.ring = linear.ring.max(body_ring);
+        match source.map(|at| &mut nodes[at]) {
+            Some(NodeSpec::Linear(LinearSpec { ring, .. }) | NodeSpec::Add { ring }) => *ring = body_ring.max(*ring),
+            _ => {}
         }
     }
 }

@@ -21,8 +21,8 @@ pub(crate) fn activation(kind: Activation, profile: Profile, frac: u32, ring: u3
     let (edge, log2_period, step, terms, scale, body_bits) = match (profile, kind) {
         (Profile::Fast, Activation::Tanh) => (6, 4, 1, 14, 12, 6),
         (Profile::Precise, Activation::Tanh) => (6, 4, 1, 18, 18, 7),
-        (Profile::Fast, Activation::Silu) => (8, 5, 2, 6, 11, 7),
-        (Profile::Precise, Activation::Silu) => (14, 5, 1, 16, 18, 8),
+        (Profile::Fast, Activation::Silu) => (9, 5, 2, 6, 12, 7),
+        (Profile::Precise, Activation::Silu) => (14, 5, 1, 20, 18, 8),
         (Profile::Fast, _) => (4, 4, 2, 4, 11, 6),
         (Profile::Precise, _) => (5, 4, 1, 10, 18, 7),
     };

@@ -1,6 +1,7 @@
 //! Runs a graph on a protocol suite: chooses its numbers, prices it, shares a model between the parties, and executes a
 //! party's side of a batch of requests.
 
+mod adapter;
 mod chooser;
 mod effort;
 mod forecast;
@@ -16,6 +17,7 @@ mod step;
 mod store;
 mod walk;
 
+pub use adapter::{AdaptError, adapt};
 pub use chooser::choose;
 pub use effort::{Effort, Term};
 pub use forecast::{Rates, Sample};

@@ -42,6 +42,8 @@ pub struct Manifest {
 /// What an adapter stands on: its share file holds its own tensors alone, and works beside that of its base only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
+    /// The name of the model that it was made for, to tell people.
+    pub name: String,
     /// Digest of the manifest of the model that it was made for.
     pub digest: [u8; 32],
     /// The tensors that are lent.
@@ -102,8 +104,8 @@ impl Manifest {
         let Some(wanted) = &self.base else { return Err(format!("{} is no adapter", self.name)) };
         if wanted.digest != digest {
             return Err(format!(
-                "{} was made for another model than {}, or for another sharing of it",
-                self.name, base.name
+                "{} stands on model {:?}, and this {:?} is another model, or another sharing of it",
+                self.name, wanted.name, base.name
             ));
         }
         for name in &wanted.tensors {

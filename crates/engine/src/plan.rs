@@ -24,7 +24,7 @@ pub struct Plan {
     pub total: Cost,
     /// The same by operation of the model, in order.
     pub parts: Vec<(String, Cost)>,
-    /// Bytes of the model's share at each party.
+    /// Bytes of the model's share at each party, without what a base lends.
     pub weight_bytes: [u64; 3],
     /// Bytes that a client sends to each party, and gets back from each, without framing.
     pub client_bytes: [[u64; 3]; 2],
@@ -70,16 +70,16 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
     Ok(Plan { geometry, total, parts, weight_bytes, client_bytes, working_bytes, effort })
 }
 
-/// Bytes of a model's share at each party.
+/// Bytes of a model's share at each party, without what a base lends.
 pub(crate) fn weight_bytes(manifest: &Manifest) -> [u64; 3] {
     PartyId::ALL.map(|party| {
         let of = |t: &TensorSpec| {
             let format = manifest.numerics.tensors.get(&t.name);
-            let one = format.is_some_and(|f| f.public || f.matrix && party == PartyId::P1);
-            let planes = if one { 1 } else { 2 };
+            // Masks are drawn, not held.
+            let planes = u64::from(party != PartyId::P0 || format.is_some_and(|f| f.public));
             format.map_or(0, |f| u64::from(f.lane_bits / 8) * planes * (t.rows * t.cols) as u64)
         };
-        manifest.graph.tensors.iter().map(of).sum()
+        manifest.graph.tensors.iter().filter(|t| manifest.holds(&t.name)).map(of).sum()
     })
 }
 

@@ -66,6 +66,8 @@ impl Sequence {
 }
 
 /// What a sequence reads in a step.
+// One lives as long as it waits for its step.
+#[allow(clippy::large_enum_variant)]
 pub enum StepInput {
     /// Rows that its client sent.
     Rows(Parsed),

@@ -1,9 +1,9 @@
 //! Sharing a model: its owner's one act.
 //!
-//! The masks of every tensor come from two seeds drawn here and forgotten here. A linear weight is stored as its product
-//! needs it: P0 `l2, l1 + l2`; P1 `m - l1`; P2 `l2, m`. Everything else is stored as the planes of a masked tensor, and what is
-//! public as it is. Tensors are converted and written one at a time, in pieces, once for each plane: what is in memory is a piece,
-//! whatever the size of the model.
+//! The masks of every tensor are streams of two seeds drawn here, of which P0 gets both, P1 and P2 one each: no mask is written. A
+//! linear weight is held as its product needs it: P0 `l2, l1`; P1 `m - l1`; P2 `l2, m`. Everything else is held as the planes of a
+//! masked tensor, and what is public as it is. Tensors are converted and written one at a time, in pieces: what is in memory is a
+//! piece, whatever the size of the model.
 
 use std::path::{Path, PathBuf};
 
@@ -74,7 +74,9 @@ pub fn split_on(
     let (first, second) = (Seed::random(), Seed::random());
     let mut writers = Vec::new();
     for party in PartyId::ALL {
-        writers.push(StoreWriter::create(&paths[party.index()], party)?);
+        let seeds = [(PartyId::P2, &first), (PartyId::P1, &second)];
+        let seeds = seeds.map(|(without, seed)| (party != without).then_some(seed));
+        writers.push(StoreWriter::create(&paths[party.index()], party, seeds)?);
     }
     let held = manifest.graph.tensors.iter().filter(|spec| manifest.holds(&spec.name));
     for (stream, spec) in held.enumerate() {
@@ -94,7 +96,7 @@ pub fn split_on(
 }
 
 /// Elements of a piece, about.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 22;
 
 struct TensorToWrite<'a> {
     model: &'a Model,
@@ -110,63 +112,31 @@ impl TensorToWrite<'_> {
         let TensorSpec { name, rows, cols } = self.spec;
         let TensorFormat { ring, matrix, public, .. } = self.format;
         for writer in &mut *writers {
-            writer.begin::<E>(name, [*rows, *cols], ring);
+            writer.begin::<E>(name, [*rows, *cols], ring, self.stream, [public, matrix]);
         }
-        for plane in 0..2 {
-            // Which parties have this plane.
-            let holds = |party: usize| plane == 0 || !(public || matrix && party == 1);
-            if !(0..3).any(holds) {
-                break;
-            }
-            for writer in writers.iter_mut().enumerate().filter(|(party, _)| holds(*party)).map(|(_, writer)| writer) {
-                writer.plane(plane);
-            }
-            let step = PIECE.div_ceil((*cols).max(1)).max(1);
-            for from in (0..*rows).step_by(step) {
-                let to = (from + step).min(*rows);
-                let planes = self.piece::<E>(from, to, plane)?;
-                for (party, writer) in writers.iter_mut().enumerate().filter(|(party, _)| holds(*party)) {
-                    writer.lanes(&planes[party])?;
-                }
-            }
-            for (_, writer) in writers.iter_mut().enumerate().filter(|(party, _)| holds(*party)) {
-                writer.align()?;
-            }
+        let step = PIECE.div_ceil((*cols).max(1)).max(1);
+        for from in (0..*rows).step_by(step) {
+            let pieces = self.piece::<E>(from, (from + step).min(*rows))?;
+            writers.iter_mut().zip(&pieces).try_for_each(|(writer, piece)| writer.lanes(piece))?;
         }
+        writers.iter_mut().try_for_each(StoreWriter::align)?;
         Ok(())
     }
 
-    /// Rows `from..to` of one plane, for each party; empty where it has none.
-    fn piece<E: Element>(&self, from: usize, to: usize, plane: usize) -> Result<[Vec<E>; 3], SplitError> {
+    /// Rows `from..to` of what each party's file holds.
+    fn piece<E: Element>(&self, from: usize, to: usize) -> Result<[Vec<E>; 3], SplitError> {
         let TensorFormat { ring, frac, factor, matrix, public, .. } = self.format;
-        let (first, len) = (from * self.spec.cols, (to - from) * self.spec.cols);
-        let mask = |seed| sharing::mask_part::<E>(seed, self.stream, first, len);
-        let [l1, l2] = self.seeds.map(mask);
-        let values = || -> Result<Vec<E>, SplitError> {
-            let values = self.model.tensor_rows(&self.spec.name, from..to)?;
-            let scaled: Vec<f64> = values.into_iter().map(|v| f64::from(v) * factor).collect();
-            Ok(fixed::encode(&self.spec.name, &scaled, frac, ring)?)
-        };
+        let values = self.model.tensor_rows(&self.spec.name, from..to)?;
+        let scaled: Vec<f64> = values.into_iter().map(|v| f64::from(v) * factor).collect();
+        let x: Vec<E> = fixed::encode(&self.spec.name, &scaled, frac, ring)?;
         if public {
-            let x = values()?;
             return Ok([x.clone(), x.clone(), x]);
         }
+        let (first, len) = (from * self.spec.cols, x.len());
+        let [l1, l2] = self.seeds.map(|seed| sharing::mask_part::<E>(seed, self.stream, first, len));
         let sum = |a: &[E], b: &[E]| a.iter().zip(b).map(|(&a, &b)| a.add(b)).collect::<Vec<E>>();
-        let both = sum(&l1, &l2);
-        Ok(match (matrix, plane) {
-            (true, 0) => {
-                let x = values()?;
-                [l2.clone(), sum(&x, &l2), l2]
-            }
-            (true, _) => {
-                let m = sum(&values()?, &both);
-                [both, Vec::new(), m]
-            }
-            (false, 0) => {
-                let m = sum(&values()?, &both);
-                [l1, m.clone(), m]
-            }
-            (false, _) => [l2.clone(), l1, l2],
-        })
+        let second = sum(&x, &l2);
+        let m = sum(&second, &l1);
+        Ok([Vec::new(), if matrix { second } else { m.clone() }, m])
     }
 }

@@ -41,7 +41,7 @@ pub struct StepPlan {
     pub total: Cost,
     /// The same by operation of the model, in order.
     pub parts: Vec<(String, Cost)>,
-    /// Bytes of the model's share at each party.
+    /// Bytes of the model's share at each party, without what a base lends.
     pub weight_bytes: [u64; 3],
     /// Bytes that the caches of all sequences take after the step, at each party.
     pub cache_bytes: [u64; 3],

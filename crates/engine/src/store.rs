@@ -3,9 +3,12 @@
 //! ```text
 //! magic (8) version (4) party (4) zeros to 64
 //! planes, each at a multiple of 64 bytes, little-endian lanes, row-major
-//! header (bincode): manifest, and where each tensor's planes are
+//! header (bincode): manifest, seeds, and where each tensor's planes are
 //! SHA-256 of all of the above (32) offset of the header (8) magic (8)
 //! ```
+//!
+//! Planes that are masks are not stored: a party that has their seed draws them where it needs them. So P0's share holds two seeds
+//! and what is public, and an evaluator's one plane of each tensor.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,14 +19,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tercet_core::Error;
+use tercet_helper::plane::{Masks, Plane};
 use tercet_helper::suite::{Stored, Weights};
 use tercet_net::{PartyId, codec};
-use tercet_ring::{Element, Mapped};
+use tercet_ring::{Element, Mapped, Prg, Seed};
 
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest};
 
 const MAGIC: [u8; 8] = *b"TERCETSH";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ALIGN: u64 = 64;
 const FOOTER: usize = 32 + 8 + 8;
 
@@ -51,6 +55,8 @@ pub enum StoreError {
 #[derive(Serialize, Deserialize)]
 struct Header {
     manifest: Vec<u8>,
+    /// Of the masks `l1` and `l2`: those that the party has.
+    seeds: [Option<[u8; 32]>; 2],
     entries: BTreeMap<String, Entry>,
 }
 
@@ -60,8 +66,22 @@ struct Entry {
     cols: u64,
     lane_bits: u32,
     ring: u32,
-    /// Byte offsets of the planes; the second is absent where the party needs one only.
-    planes: [Option<u64>; 2],
+    /// The stream of its masks.
+    stream: u64,
+    planes: [PlaneAt; 2],
+}
+
+/// Where a plane is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PlaneAt {
+    /// The party needs none.
+    Nowhere,
+    /// At this offset of the file.
+    File(u64),
+    /// The masks `l1`.
+    First,
+    /// The masks `l2`.
+    Second,
 }
 
 /// One party's share of a model.
@@ -70,6 +90,7 @@ pub struct ModelShare {
     manifest: Manifest,
     digest: [u8; 32],
     entries: BTreeMap<String, Entry>,
+    masks: [Option<Prg>; 2],
     file: Mapped,
     /// What lends the tensors that this file does not hold.
     base: Option<Arc<ModelShare>>,
@@ -111,7 +132,8 @@ impl ModelShare {
             codec::decode(header, 2 * MANIFEST_LIMIT_BYTES).map_err(|e| damaged(&format!("header: {e}")))?;
         let manifest = Manifest::from_bytes(&header.manifest).map_err(|e| damaged(&e.to_string()))?;
         let digest = Sha256::digest(&header.manifest).into();
-        let share = ModelShare { party, digest, manifest, entries: header.entries, file, base: None };
+        let masks = header.seeds.map(|seed| seed.map(|seed| Prg::new(&Seed::from_bytes(seed))));
+        let share = ModelShare { party, digest, manifest, entries: header.entries, masks, file, base: None };
         share.check().map_err(|what| damaged(&what))?;
         Ok(share)
     }
@@ -156,8 +178,8 @@ impl ModelShare {
         }
         let entry = self.entries.get(&table.name)?;
         let len = (entry.rows * entry.cols * u64::from(entry.lane_bits / 8)) as usize;
-        let at = entry.planes[0]? as usize;
-        self.file.bytes().get(at..at + len)
+        let PlaneAt::File(at) = entry.planes[0] else { return None };
+        self.file.bytes().get(at as usize..at as usize + len)
     }
 
     /// Every tensor that the file should hold is there, in its format, with its planes inside the file.
@@ -171,6 +193,10 @@ impl ModelShare {
             if !shape || entry.lane_bits != format.lane_bits || entry.ring != format.ring {
                 return Err(format!("tensor {name} is in another format"));
             }
+            let at = entry.planes.iter().find_map(|plane| if let PlaneAt::File(at) = plane { Some(*at) } else { None });
+            if entry.planes != PlaneAt::of(self.party, format.public, format.matrix, at.unwrap_or(0)) {
+                return Err(format!("tensor {name} has other planes than {} should hold", self.party));
+            }
             let readable = match entry.lane_bits {
                 32 => self.planes::<u32>(entry).is_some(),
                 64 => self.planes::<u64>(entry).is_some(),
@@ -183,11 +209,13 @@ impl ModelShare {
         Ok(())
     }
 
-    fn planes<E: Element>(&self, entry: &Entry) -> Option<[&[E]; 2]> {
+    fn planes<E: Element>(&self, entry: &Entry) -> Option<[Plane<'_, E>; 2]> {
         let len = usize::try_from(entry.rows.checked_mul(entry.cols)?).ok()?;
-        let plane = |at: Option<u64>| match at {
-            Some(at) => self.file.elements::<E>(usize::try_from(at).ok()?, len),
-            None => Some(&[][..]),
+        let plane = |at: PlaneAt| match at {
+            PlaneAt::Nowhere => Some(Plane::Held(&[][..])),
+            PlaneAt::File(at) => self.file.elements::<E>(usize::try_from(at).ok()?, len).map(Plane::Held),
+            PlaneAt::First => Some(Plane::Drawn(Masks::new(self.masks[0].as_ref()?, entry.stream))),
+            PlaneAt::Second => Some(Plane::Drawn(Masks::new(self.masks[1].as_ref()?, entry.stream))),
         };
         Some([plane(entry.planes[0])?, plane(entry.planes[1])?])
     }
@@ -206,30 +234,48 @@ impl Weights for ModelShare {
     }
 }
 
+impl PlaneAt {
+    /// Where a party has the planes of a tensor, of which one at most is in its file, at `at`: those of an operand for a matrix, else those
+    /// of a masked tensor; or its values.
+    fn of(party: PartyId, public: bool, matrix: bool, at: u64) -> [PlaneAt; 2] {
+        use PlaneAt::{File, First, Nowhere, Second};
+        match (party, public, matrix) {
+            (_, true, _) | (PartyId::P1, false, true) => [File(at), Nowhere],
+            (PartyId::P0, false, true) => [Second, First],
+            (PartyId::P2, false, true) => [Second, File(at)],
+            (PartyId::P0, false, false) => [First, Second],
+            (PartyId::P1, false, false) => [File(at), First],
+            (PartyId::P2, false, false) => [File(at), Second],
+        }
+    }
+}
+
 /// Writes a share file under a temporary name, which is removed unless the file is completed and published.
 pub(crate) struct StoreWriter {
     path: PathBuf,
     temporary: PathBuf,
+    party: PartyId,
     out: Option<BufWriter<File>>,
     hash: Sha256,
     written: u64,
     entries: BTreeMap<String, Entry>,
-    /// The tensor that is being written.
-    current: String,
+    seeds: [Option<[u8; 32]>; 2],
 }
 
 impl StoreWriter {
-    pub(crate) fn create(path: &Path, party: PartyId) -> Result<StoreWriter, StoreError> {
+    /// Begins a file with the seeds of the masks that the party has.
+    pub(crate) fn create(path: &Path, party: PartyId, seeds: [Option<&Seed>; 2]) -> Result<StoreWriter, StoreError> {
         let temporary = path.with_extension("partial");
         let file = File::create(&temporary).map_err(|source| StoreError::Io { path: temporary.clone(), source })?;
         let mut writer = StoreWriter {
             path: path.to_owned(),
             temporary,
+            party,
             out: Some(BufWriter::with_capacity(1 << 20, file)),
             hash: Sha256::new(),
             written: 0,
             entries: BTreeMap::new(),
-            current: String::new(),
+            seeds: seeds.map(|seed| seed.map(|seed| *seed.as_bytes())),
         };
         writer.write(&MAGIC)?;
         writer.write(&VERSION.to_le_bytes())?;
@@ -238,18 +284,19 @@ impl StoreWriter {
         Ok(writer)
     }
 
-    /// Begins a tensor, of which no plane is there yet.
-    pub(crate) fn begin<E: Element>(&mut self, name: &str, [rows, cols]: [usize; 2], ring: u32) {
-        let entry = Entry { rows: rows as u64, cols: cols as u64, lane_bits: E::BITS, ring, planes: [None; 2] };
-        self.current = name.to_owned();
+    /// Begins a tensor. Where one of its planes is to be written, its lanes follow, then [`StoreWriter::align`].
+    pub(crate) fn begin<E: Element>(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        ring: u32,
+        stream: u64,
+        [public, matrix]: [bool; 2],
+    ) {
+        let (rows, cols) = (rows as u64, cols as u64);
+        let planes = PlaneAt::of(self.party, public, matrix, self.written);
+        let entry = Entry { rows, cols, lane_bits: E::BITS, ring, stream, planes };
         self.entries.insert(name.to_owned(), entry);
-    }
-
-    /// Begins a plane of the tensor that was begun last; its lanes follow, then [`StoreWriter::align`].
-    pub(crate) fn plane(&mut self, plane: usize) {
-        if let Some(entry) = self.entries.get_mut(&self.current) {
-            entry.planes[plane] = Some(self.written);
-        }
     }
 
     /// Writes lanes of a plane.
@@ -262,7 +309,7 @@ impl StoreWriter {
 
     /// Writes the rest; the file is complete under its temporary name.
     pub(crate) fn complete(&mut self, manifest: Vec<u8>) -> Result<(), StoreError> {
-        let header = Header { manifest, entries: std::mem::take(&mut self.entries) };
+        let header = Header { manifest, seeds: self.seeds, entries: std::mem::take(&mut self.entries) };
         let offset = self.written;
         let header = codec::encode(&header).map_err(|e| self.io(io::Error::other(e)))?;
         self.write(&header)?;

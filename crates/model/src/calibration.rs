@@ -88,8 +88,8 @@ pub fn calibrate_with(
 
 /// The built-in inputs, the same at every call: for texts, sentences of many kinds and random tokens at lengths from one
 /// to the longest; for images noise, gradients, stripes and plain areas. Decoders, which are large, get fewer and no longer than
-/// 512 tokens (1,024 where positions are learned), 4,000 in all: as each is run at every position, the short ones are within the long ones. Put inputs of the
-/// model's own field beside them.
+/// 512 tokens (1,024 where positions are learned), 4,000 in all: as each is run at every position, the short ones are
+/// within the long ones. Put inputs of the model's own field beside them.
 pub fn calibration_inputs(model: &Model) -> Vec<OracleInput> {
     match &model.graph.input {
         Input::Tokens { vocab, max_tokens } if model.graph.is_decoder() => sequences(model, *vocab, *max_tokens),

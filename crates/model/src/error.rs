@@ -1,17 +1,17 @@
-//! Why a model directory is refused: all problems at once, each with the name of what to mend.
+//! Why a directory of a model or of an adapter is refused: all problems at once, each with the name of what to mend.
 
 use std::fmt;
 
 use crate::validate::GraphError;
 
-/// Everything that is wrong with a model directory. Whoever made the directory, or chose it, is at fault.
+/// Everything that is wrong with a directory of a model or of an adapter. Whoever made the directory, or chose it, is at fault.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadError {
     /// The problems, in the order in which they were met; never empty.
     pub problems: Vec<Problem>,
 }
 
-/// One thing that is wrong with a model directory.
+/// One thing that is wrong with a directory of a model or of an adapter.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Problem {
     /// A file that every such model has is not there.
@@ -102,6 +102,14 @@ pub enum Problem {
         /// How many there are.
         count: usize,
     },
+    /// A part of an adapter does not go with the rest of it, or with the base: it is one of another base or rank.
+    #[error("{name}: {what}")]
+    Misfit {
+        /// The tensor, or the layer of the base.
+        name: String,
+        /// Why.
+        what: String,
+    },
     /// The parts do not make a well-formed graph.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -113,9 +121,9 @@ impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 40;
         if let [only] = self.problems.as_slice() {
-            return write!(f, "the model cannot be loaded: {only}");
+            return write!(f, "the directory cannot be used: {only}");
         }
-        write!(f, "the model cannot be loaded, {} problems:", self.problems.len())?;
+        write!(f, "the directory cannot be used, {} problems:", self.problems.len())?;
         for problem in self.problems.iter().take(SHOWN) {
             write!(f, "\n  {problem}")?;
         }

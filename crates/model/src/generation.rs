@@ -108,7 +108,7 @@ impl Generation {
         generation
     }
 
-    /// Whether the values are ones that [`Self::read`] could have given for a vocabulary: for what comes from outside.
+    /// Whether a directory of a model with so many tokens could hold these values: for what comes from outside.
     ///
     /// # Errors
     /// The first value that is not usable, and why.

@@ -1,10 +1,11 @@
-//! From a Hugging Face directory to what the engine runs: a public [`Graph`](graph::Graph), its secret tensors and a
-//! tokenizer. Beside it the float oracle, which runs the same graph in plaintext, and the calibration that finds how
-//! large every value gets.
+//! From a Hugging Face directory of an encoder or a decoder to what the engine runs: a public [`Graph`](graph::Graph), its
+//! secret tensors and a tokenizer. Beside it the float oracle, which runs the same graph in plaintext, and the calibration
+//! that finds how large every value gets.
 //!
 //! This crate knows nothing of sharing. A [`Model`] is what the owner of a model has in the clear; a graph and a
 //! tokenizer are what everybody may have.
 
+mod adapter;
 mod attention;
 mod builder;
 mod calibration;
@@ -31,6 +32,7 @@ mod tokenizer;
 pub mod validate;
 mod weights;
 
+pub use adapter::Adapter;
 pub use calibration::{Ranges, calibrate, calibrate_with, calibration_inputs, text_inputs};
 pub use error::{LoadError, Problem};
 pub use generation::Generation;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -29,9 +30,11 @@ pub struct Model {
     pub notes: Vec<String>,
     /// How to generate with it: for decoders from a directory.
     pub generation: Option<Generation>,
-    tokenizer: Option<Tokenizer>,
-    weights: Weights,
-    recipes: BTreeMap<String, Recipe>,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// What may stand before the names of stored tensors.
+    pub(crate) prefix: &'static str,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) recipes: BTreeMap<String, Recipe>,
 }
 
 /// Why a tensor cannot be had.
@@ -82,11 +85,8 @@ impl Model {
         let reads_texts = family.is_some_and(Family::reads_texts);
         let tokenizer = if reads_texts { read_tokenizer(dir, &mut problems) } else { None };
         let pooling = match &config {
-            Some(Config::Encoder(EncoderConfig { head: Head::Embedding, hidden, .. })) => {
-                Pooling::read(dir, Some(*hidden), &mut problems, &mut notes)
-            }
             None if reads_texts => Pooling::read(dir, None, &mut problems, &mut notes),
-            _ => Pooling { pool: Pool::First, normalize: false },
+            config => pooling(dir, config.as_ref(), &mut problems, &mut notes),
         };
         let Some(config) = config else {
             // Without a plan every tensor is looked at, so that this does not come to light only on the next try.
@@ -116,7 +116,26 @@ impl Model {
             return Err(LoadError { problems });
         }
         let recipes = graph.tensors.iter().map(|spec| spec.name.clone()).zip(recipes).collect();
-        Ok(Self { graph, notes, tokenizer, generation, weights, recipes })
+        let prefix = family.map_or("", Family::prefix);
+        Ok(Self { graph, notes, tokenizer, generation, prefix, weights: Arc::new(weights), recipes })
+    }
+
+    /// The graph of a Hugging Face directory whose weights need not be there: `config.json`, and `modules.json` if it is there,
+    /// are all that is read. Good for saying what a model would cost.
+    ///
+    /// # Errors
+    /// Everything that is wrong with these files, at once.
+    pub fn graph_of(dir: &Path) -> Result<Graph, LoadError> {
+        let (mut problems, mut notes) = (Vec::new(), Vec::new());
+        let (_, config) = Config::read(dir, &mut problems, &mut notes);
+        let Some(config) = config else { return Err(LoadError { problems }) };
+        let pooling = pooling(dir, Some(&config), &mut problems, &mut notes);
+        // All that can be wrong with tensors is that they are missing, which they may be.
+        let (graph, _) = build(&config, pooling, &Weights::empty(), &mut Vec::new());
+        if problems.is_empty() {
+            problems.extend(graph.validate().err().map(Problem::Graph));
+        }
+        if problems.is_empty() { Ok(graph) } else { Err(LoadError { problems }) }
     }
 
     /// A model from a graph and its tensors, each `[rows, cols]` row-major as the graph lists it.
@@ -139,10 +158,10 @@ impl Model {
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 return Err(unusable(format!("element [{}, {}] is not finite", at / spec.cols, at % spec.cols)));
             }
-            recipes.insert(spec.name.clone(), Recipe::Given(values));
+            recipes.insert(spec.name.clone(), Recipe::Given(values.into()));
         }
-        let (notes, weights) = (Vec::new(), Weights::empty());
-        Ok(Self { graph, notes, tokenizer, generation: None, weights, recipes })
+        let (notes, weights) = (Vec::new(), Arc::new(Weights::empty()));
+        Ok(Self { graph, notes, tokenizer, generation: None, prefix: "", weights, recipes })
     }
 
     /// A tensor of the graph, `[rows, cols]` row-major, after all folding: linear weights `[in, out]`, queries scaled,
@@ -156,7 +175,7 @@ impl Model {
     }
 
     /// Some rows of a tensor, equal to the same rows of [`Self::tensor`], in memory for these rows and a few MB. Taken one
-    /// after the other, pieces of 64 rows and more cost about as much as the whole tensor.
+    /// after the other, pieces of 256 rows and more cost about as much as the whole tensor.
     ///
     /// # Errors
     /// As for [`Self::tensor`]; the tensor does not have these rows.
@@ -204,6 +223,16 @@ impl Model {
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model").field("graph", &self.graph).field("notes", &self.notes).finish_non_exhaustive()
+    }
+}
+
+/// How a model makes one vector of those of its rows, if it does.
+fn pooling(dir: &Path, config: Option<&Config>, problems: &mut Vec<Problem>, notes: &mut Vec<String>) -> Pooling {
+    match config {
+        Some(Config::Encoder(EncoderConfig { head: Head::Embedding, hidden, .. })) => {
+            Pooling::read(dir, Some(*hidden), problems, notes)
+        }
+        _ => Pooling { pool: Pool::First, normalize: false },
     }
 }
 

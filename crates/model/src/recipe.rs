@@ -2,6 +2,7 @@
 //! made without the others, in memory for these rows and some pieces of what is stored.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::weights::{PIECE, Weights};
 
@@ -16,7 +17,7 @@ pub(crate) enum Recipe {
     /// Blocks of stored tensors, zeros between them; then row 0 of one more stored tensor is added to every row.
     Blocks { blocks: Vec<Block>, plus: Option<String> },
     /// Given as it is.
-    Given(Vec<f32>),
+    Given(Arc<[f32]>),
 }
 
 /// A rectangle of a tensor, and the rectangle of a stored tensor that it comes from.
@@ -33,6 +34,22 @@ pub(crate) struct Block {
     /// Rows and columns that it has in the tensor.
     size: (usize, usize),
     scale: f64,
+}
+
+/// A part of a linear layer as it is stored, and where it lies in the weight `[in, out]` of a graph.
+pub(crate) struct Part<'a> {
+    /// The stored layer.
+    pub(crate) module: &'a str,
+    /// Its width in and out.
+    pub(crate) widths: [usize; 2],
+    /// Rows of the weight, and the input of the stored layer that the first of them is.
+    pub(crate) rows: Range<usize>,
+    pub(crate) first_in: usize,
+    /// Columns of the weight, and the output of the stored layer that the first of them is.
+    pub(crate) cols: Range<usize>,
+    pub(crate) first_out: usize,
+    /// What the stored weight is multiplied by.
+    pub(crate) scale: f64,
 }
 
 /// What queries are multiplied by, so that attention needs no scale and takes powers of two.
@@ -87,6 +104,12 @@ impl From<Vec<Block>> for Recipe {
 }
 
 impl Recipe {
+    /// The stored linear layers that make a weight.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part<'_>> {
+        let blocks = if let Self::Blocks { blocks, .. } = self { blocks.as_slice() } else { &[] };
+        blocks.iter().filter_map(Block::part)
+    }
+
     /// Rows `rows` of the tensor with `cols` columns, row-major.
     ///
     /// # Errors
@@ -114,6 +137,17 @@ impl Recipe {
 }
 
 impl Block {
+    /// The linear layer that it is a part of: stored `[out, in]` where it is transposed, else `[in, out]`.
+    fn part(&self) -> Option<Part<'_>> {
+        let module = self.stored.strip_suffix(".weight")?;
+        let (widths, [first_in, first_out]) = match self.transposed {
+            true => ([self.width, self.size.1], [self.from.1, self.from.0]),
+            false => ([self.size.0, self.width], [self.from.0, self.from.1]),
+        };
+        let (rows, cols) = (self.to.0..self.to.0 + self.size.0, self.to.1..self.to.1 + self.size.1);
+        Some(Part { module, widths, rows, first_in, cols, first_out, scale: self.scale })
+    }
+
     /// Writes what falls into rows `rows` of the tensor to `out`, which holds these rows.
     fn fill(&self, weights: &Weights, rows: &Range<usize>, cols: usize, out: &mut [f32]) -> Result<(), String> {
         let start = rows.start.max(self.to.0);

@@ -73,6 +73,17 @@ impl Graph {
         }
     }
 
+    /// Whether a node adds a change of low rank to a linear layer: the sum of that and of a linear layer that reads another one.
+    pub fn is_low_rank_sum(&self, index: usize) -> bool {
+        let linear = |value: &ValueId| {
+            let node = self.nodes.get(value.checked_sub(1)?)?;
+            matches!(node.op, Op::Linear { .. }).then_some(node)
+        };
+        let Some(Node { op: Op::Add, inputs, .. }) = self.nodes.get(index) else { return false };
+        let [whole, up] = inputs.as_slice() else { return false };
+        linear(whole).is_some() && linear(up).and_then(|up| linear(up.inputs.first()?)).is_some()
+    }
+
     /// Whether it gives the scores of a next token: then its attention is causal, and its input is a sequence that goes on.
     pub fn is_decoder(&self) -> bool {
         matches!(self.output, Output::NextToken { .. })

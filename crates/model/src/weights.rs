@@ -54,18 +54,21 @@ impl Weights {
     pub(crate) fn open(dir: &Path, prefix: &str, problems: &mut Vec<Problem>) -> Self {
         let mut weights = Self::empty();
         for name in file_names(dir, problems) {
-            match File::open(dir.join(&name)) {
-                Ok(file) => match read_header(&file) {
-                    Ok((start, header)) => weights.add(name, file, start, &header, prefix, problems),
-                    Err(cause) => problems.push(Problem::BrokenFile { file: name, cause }),
-                },
-                Err(e) if e.kind() == io::ErrorKind::NotFound => problems.push(Problem::MissingFile {
-                    file: name,
-                    mend: format!("{INDEX} names it, so bring it from where the directory came"),
-                }),
-                Err(e) => problems.push(Problem::BrokenFile { file: name, cause: e.to_string() }),
-            }
+            weights.read_file(
+                dir,
+                name,
+                prefix,
+                &format!("{INDEX} names it, so bring it from where the directory came"),
+                problems,
+            );
         }
+        weights
+    }
+
+    /// Opens one file of a directory; `mend` says where it comes from.
+    pub(crate) fn open_file(dir: &Path, name: &str, prefix: &str, mend: &str, problems: &mut Vec<Problem>) -> Self {
+        let mut weights = Self::empty();
+        weights.read_file(dir, name.into(), prefix, mend, problems);
         weights
     }
 
@@ -166,6 +169,19 @@ impl Weights {
             }
         }
         Ok(block)
+    }
+
+    fn read_file(&mut self, dir: &Path, name: String, prefix: &str, mend: &str, problems: &mut Vec<Problem>) {
+        match File::open(dir.join(&name)) {
+            Ok(file) => match read_header(&file) {
+                Ok((start, header)) => self.add(name, file, start, &header, prefix, problems),
+                Err(cause) => problems.push(Problem::BrokenFile { file: name, cause }),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                problems.push(Problem::MissingFile { file: name, mend: mend.into() });
+            }
+            Err(e) => problems.push(Problem::BrokenFile { file: name, cause: e.to_string() }),
+        }
     }
 
     fn add(

@@ -6,6 +6,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tercet_model::{Model, Problem};
 
+#[path = "bad_directories/adapters.rs"]
+mod adapters;
 #[path = "bad_directories/decoders.rs"]
 mod decoders;
 #[path = "bad_directories/directory.rs"]

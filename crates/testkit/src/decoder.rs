@@ -2,10 +2,11 @@
 
 use tercet_core::{Cost, Extent, Layout, Result, Suite};
 use tercet_engine::{
-    Choice, Manifest, Member, ModelNumerics, ModelShare, Noise, Rows, Sequence, SplitError, StepInput, StepShape,
+    Base, Choice, Manifest, Member, ModelNumerics, ModelShare, Noise, Rows, Sequence, SplitError, StepInput, StepShape,
     execute_step, parse_rows, walk,
 };
-use tercet_model::{Matrix, Model};
+use tercet_model::graph::Op;
+use tercet_model::{Matrix, Model, OracleInput};
 use tercet_net::{InputShare, OutputShare, PartyId, Stream};
 use tercet_plain::{PlainCache, PlainSuite, Value};
 use tercet_ring::{Element, Seed, pack, sharing};
@@ -100,6 +101,19 @@ impl Decoder {
         Encoder::new(model, numerics).map(Decoder)
     }
 
+    /// Shares an adapted model, of which this one lends what its numbers say, into files with the rest.
+    ///
+    /// # Errors
+    /// A tensor does not fit its ring, or no file can be written.
+    pub fn adapted(&self, model: Model, numbers: (ModelNumerics, Base)) -> std::result::Result<Decoder, SplitError> {
+        self.0.adapted(model, numbers).map(Decoder)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        self.0.model()
+    }
+
     /// The public part.
     pub fn manifest(&self) -> &Manifest {
         self.0.manifest()
@@ -116,6 +130,28 @@ impl Decoder {
     /// Where the model does not take these tokens.
     pub fn exact(&self, ids: &[u32]) -> Matrix {
         self.0.oracle.scores(ids).expect("tokens of this model")
+    }
+
+    /// How far apart the last expert that has a say and the first that has none are where they are nearest, over all routers and
+    /// positions: whatever is off by more than that gives another answer. Infinite without routers.
+    ///
+    /// # Panics
+    /// Where the model does not take these tokens.
+    pub fn routing_gap(&self, ids: &[u32]) -> f64 {
+        let trace = self.0.oracle.run(&OracleInput::Tokens(ids.to_vec())).expect("tokens of this model");
+        let routers = self.manifest().graph.nodes.iter().filter_map(|node| match node.op {
+            Op::Route { top } => Some((top, trace.value(node.inputs[0])?)),
+            _ => None,
+        });
+        let gap = |(top, scores): (usize, &Matrix)| {
+            let rows = scores.data.chunks_exact(scores.width).map(|row| {
+                let mut row = row.to_vec();
+                row.sort_by(|a, b| b.total_cmp(a));
+                row.get(top).map_or(f64::INFINITY, |next| f64::from(row[top - 1] - next))
+            });
+            rows.fold(f64::INFINITY, f64::min)
+        };
+        routers.map(gap).fold(f64::INFINITY, f64::min)
     }
 
     /// Runs steps between three parties.

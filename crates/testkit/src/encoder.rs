@@ -1,11 +1,12 @@
 //! A whole model in three forms: shared between three parties, as the fixed-point twin, and in floating point.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use tercet_core::{Error, Geometry, Result, Session};
 use tercet_engine::Rows as WalkRows;
-use tercet_engine::{Manifest, ModelNumerics, ModelShare, Parsed, SplitError, execute, parse, split, walk};
+use tercet_engine::{Base, Manifest, ModelNumerics, ModelShare, Parsed, SplitError, execute, parse, split_on, walk};
 use tercet_helper::Masked;
 use tercet_helper::suite::{HelperSuite, Input};
 use tercet_model::graph::{Graph, Op, TensorSpec};
@@ -104,7 +105,7 @@ pub struct PrivateRun {
 pub struct Encoder {
     model: Model,
     pub(crate) interface: Interface,
-    shares: [ModelShare; 3],
+    shares: [Arc<ModelShare>; 3],
     pub(crate) encoded: EncodedModel,
     pub(crate) oracle: Oracle,
     _dir: TempDir,
@@ -119,11 +120,42 @@ impl Encoder {
     /// # Panics
     /// Where there is no temporary directory, or candle fails on the model.
     pub fn new(model: Model, numerics: ModelNumerics) -> std::result::Result<Encoder, SplitError> {
+        Encoder::shared(model, numerics, None)
+    }
+
+    /// Shares an adapted model, of which this one lends what its numbers say, into files with the rest.
+    ///
+    /// # Errors
+    /// A tensor does not fit its ring, or no file can be written.
+    ///
+    /// # Panics
+    /// Where this one cannot lend it.
+    pub fn adapted(
+        &self,
+        model: Model,
+        (numerics, base): (ModelNumerics, Base),
+    ) -> std::result::Result<Encoder, SplitError> {
+        Encoder::shared(model, numerics, Some((base, &self.shares)))
+    }
+
+    fn shared(
+        model: Model,
+        numerics: ModelNumerics,
+        base: Option<(Base, &[Arc<ModelShare>; 3])>,
+    ) -> std::result::Result<Encoder, SplitError> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let encoded = EncodedModel::new(&model, &numerics)?;
-        let paths = split(&model, "model", numerics, [dir.path(); 3], |_| ())?;
+        let (base, lenders) = base.unzip();
+        let paths = split_on(&model, "model", numerics, base, [dir.path(); 3], |_| ())?;
         let [a, b, c] = paths.map(|path| ModelShare::open(&path));
-        let shares = [a?, b?, c?];
+        let shares = [a?, b?, c?].map(|share| {
+            let lender = lenders.map(|lenders| Arc::clone(&lenders[share.party().index()]));
+            let share = match lender {
+                Some(lender) => share.on_base(lender).expect("a base that lends its tensors"),
+                None => share,
+            };
+            Arc::new(share)
+        });
         let interface = shares[0].manifest().interface()?;
         let oracle = Oracle::with_precision(&model, Precision::F64).expect("candle takes the model");
         Ok(Encoder { model, interface, shares, encoded, oracle, _dir: dir })
@@ -171,7 +203,7 @@ impl Encoder {
     /// As [`Encoder::private`].
     pub fn private_on(&self, world: &World, request: &Request, inputs: &[InputShare; 3]) -> PrivateRun {
         let run = world.run(|s| {
-            let share = &self.shares[s.party().index()];
+            let share = self.share(s.party());
             match parse(s.party(), share.manifest(), &self.interface, &inputs[s.party().index()])? {
                 Parsed::Narrow(input) => traced(s, share, input, request.geometry()),
                 Parsed::Wide(input) => traced(s, share, input, request.geometry()),
@@ -193,7 +225,7 @@ impl Encoder {
     pub fn execute(&self, world: &World, requests: &[Request]) -> PrivateRun {
         let inputs: Vec<[InputShare; 3]> = requests.iter().map(|r| self.input_shares(r)).collect();
         let run = world.run(|s| {
-            let (me, share) = (s.party(), &self.shares[s.party().index()]);
+            let (me, share) = (s.party(), self.share(s.party()));
             let parsed = inputs.iter().map(|i| parse(me, share.manifest(), &self.interface, &i[me.index()]));
             execute(s, share.manifest(), share, parsed.collect::<Result<_>>()?)
         });

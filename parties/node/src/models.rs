@@ -52,6 +52,14 @@ pub enum ModelError {
         /// The other.
         second: PathBuf,
     },
+    /// An adapter's file is there without the share of its base, or with that of another sharing of it.
+    #[error("{path}: {what}")]
+    NoBase {
+        /// The file.
+        path: PathBuf,
+        /// Which base it wants, and what is there.
+        what: String,
+    },
     /// A file's public part contradicts itself.
     #[error("{path}: {what}")]
     Unusable {
@@ -65,7 +73,7 @@ pub enum ModelError {
 /// One model.
 #[derive(Debug)]
 pub(crate) struct Model {
-    pub(crate) share: ModelShare,
+    pub(crate) share: Arc<ModelShare>,
     pub(crate) interface: Interface,
     path: PathBuf,
     /// Working memory by shape, in bytes.
@@ -73,11 +81,8 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    fn open(path: &Path, me: PartyId) -> Result<Model, ModelError> {
-        let share = ModelShare::open(path)?;
-        if share.party() != me {
-            return Err(ModelError::OtherParty { path: path.into(), owner: share.party(), me });
-        }
+    /// A model whose share was opened, beside that of its base where it has one.
+    fn new(path: &Path, share: Arc<ModelShare>) -> Result<Model, ModelError> {
         let interface = share.manifest().interface();
         let interface =
             interface.map_err(|error| ModelError::Unusable { path: path.into(), what: error.to_string() })?;
@@ -163,8 +168,8 @@ impl Models {
         /// Names, seeds, lengths: what a request holds beside its tensors.
         const ENVELOPE_BYTES: u64 = 4096;
         let mut by_name = BTreeMap::<String, Arc<Model>>::new();
-        for path in files(paths)? {
-            let model = Model::open(&path, me)?;
+        for (path, share) in with_bases(open_all(paths, me)?)? {
+            let model = Model::new(&path, share)?;
             tracing::info!(model = model.name(), path = %path.display(), bytes = model.share.len_bytes(), "model");
             if let Some(other) = by_name.get(model.name()) {
                 let (name, first) = (model.name().into(), other.path.clone());
@@ -189,6 +194,42 @@ impl Models {
     pub(crate) fn request_limit_bytes(&self) -> usize {
         self.request_limit_bytes
     }
+}
+
+/// Every share file in `paths`, opened, and of this party.
+fn open_all(paths: &[PathBuf], me: PartyId) -> Result<Vec<(PathBuf, ModelShare)>, ModelError> {
+    let open = |path: PathBuf| {
+        let share = ModelShare::open(&path)?;
+        match share.party() {
+            owner if owner == me => Ok((path, share)),
+            owner => Err(ModelError::OtherParty { path, owner, me }),
+        }
+    };
+    files(paths)?.into_iter().map(open).collect()
+}
+
+/// Puts every adapter beside its base, wherever among the files that is.
+fn with_bases(opened: Vec<(PathBuf, ModelShare)>) -> Result<Vec<(PathBuf, Arc<ModelShare>)>, ModelError> {
+    let (adapters, whole): (Vec<_>, Vec<_>) =
+        opened.into_iter().partition(|(_, share)| share.manifest().base.is_some());
+    let mut ready: Vec<(PathBuf, Arc<ModelShare>)> =
+        whole.into_iter().map(|(path, share)| (path, Arc::new(share))).collect();
+    let bases = ready.len();
+    for (path, share) in adapters {
+        let Some(wanted) = share.manifest().base.clone() else { continue };
+        // By its digest, or by its name to say that it is another one.
+        let found = ready[..bases].iter().find(|(_, base)| base.digest() == wanted.digest);
+        let found = found.or_else(|| ready[..bases].iter().find(|(_, base)| base.manifest().name == wanted.name));
+        let Some((_, base)) = found else {
+            let (name, base) = (&share.manifest().name, &wanted.name);
+            let what =
+                format!("adapter {name:?} stands on model {base:?}, which is not here; serve its share beside it");
+            return Err(ModelError::NoBase { path, what });
+        };
+        let share = share.on_base(Arc::clone(base)).map_err(|what| ModelError::NoBase { path: path.clone(), what })?;
+        ready.push((path, Arc::new(share)));
+    }
+    Ok(ready)
 }
 
 /// The share files, those of a directory in order of name; a file named twice counts once.

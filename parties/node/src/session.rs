@@ -141,7 +141,8 @@ impl Job {
                 Input::Step(member) => members.push(member),
             }
         }
-        let (share, manifest) = (&self.model.share, self.model.share.manifest());
+        let share = &*self.model.share;
+        let manifest = share.manifest();
         match &self.shape {
             Shape::Inputs(_) => {
                 let outputs = execute(session, manifest, share, whole)?;

@@ -154,7 +154,8 @@ impl NormSpec {
     /// Fractional bits of scaled row times inverse root, for rows of `width`.
     ///
     /// `d` and the root of its sum of squares have the same scale, so only the root of the width is left: `sqrt v` is
-    /// `sqrt(width)` times the deviation at the scale of `d`.
+    /// `sqrt(width)` times the deviation at the scale of `d`. For RMSNorm likewise: `sqrt v` is `sqrt(width)` times the root of the
+    /// mean square.
     pub fn product_frac(&self, width: usize) -> i64 {
         let up = self.gain_frac + self.square_shift + self.v_shift / 2 + self.inverse.frac_out;
         i64::from(up) - i64::from(self.scaled_truncate + self.shift + NormSpec::root_width_log2(width))

@@ -44,6 +44,13 @@ impl MaskedBits {
         MaskedBits { party, len, planes }
     }
 
+    /// The words of some planes one after the other, with what their last words carry past their lengths.
+    pub fn chain<'a>(parts: impl Iterator<Item = &'a MaskedBits> + Clone) -> MaskedBits {
+        let plane = |i: usize| parts.clone().flat_map(|part| &part.planes[i]).copied().collect::<Plane>();
+        let (party, planes) = (parts.clone().next().map_or(PartyId::P0, |part| part.party), [plane(0), plane(1)]);
+        MaskedBits { party, len: planes[0].len() * u64::BITS as usize, planes }
+    }
+
     /// Number of bits.
     pub fn len(&self) -> usize {
         self.len

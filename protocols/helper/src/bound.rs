@@ -14,10 +14,10 @@
 //!    of `[count = 0]`. What the flags lack in zeros is `s`, a local sum; which is remasked (round 3).
 //!
 //! *Coefficients* must not depend on the elements. Both evaluators draw them from a generator keyed by masked elements, which are
-//! uniform whatever the elements are; nothing about them is secret.
+//! uniform whatever the elements are, and different every time; both know them, and nothing about them is secret.
 //!
 //! *Error*: none in a row of at most [`COMBINATIONS`] elements. In a longer one a flag that should be set is missed with probability
-//! `2^-48`, which makes the bound a step too low. *Cost*, an element: `2^b` dealt bits for a ring of `b` bits after coarsening, nothing
+//! `2^-48`, which makes the bound a step too low and may ruin that row alone: its largest exponent turns negative. *Cost*, an element: `2^b` dealt bits for a ring of `b` bits after coarsening, nothing
 //! online. A row and flag: [`COMBINATIONS`] (or the row's length) and 6 bits online, `6 * 48 + 2^6 b` dealt. *Security*: an evaluator
 //! receives halves of fresh sharings, and the other's halves under uniform masks that it does not know.
 
@@ -35,7 +35,7 @@ use crate::truncate;
 
 /// Random combinations of a row's bits at most.
 pub const COMBINATIONS: usize = 48;
-/// Masked elements that key the coefficients, and how many bits of each.
+/// Masked elements that key the coefficients, sixteen bits of each.
 const KEYING: usize = 16;
 /// Widest ring after coarsening: an encoding of half a kilobyte an element.
 const MOST_COARSE_BITS: u32 = 12;
@@ -119,7 +119,8 @@ fn reaching(
     }
     let lowest = u32::from_i64(lowest);
     let m: Vec<u32> = x.m().iter().map(|m| m.wrapping_sub(lowest).low(ring) >> by).collect();
-    let coefficients = coefficients(x);
+    let any_long = rows.lengths().iter().any(|&length| length > COMBINATIONS);
+    let coefficients = if any_long { coefficients(x) } else { Vec::new() };
     let mut out = Writer::default();
     let mut first = 0;
     for &length in rows.lengths() {
@@ -135,7 +136,7 @@ fn reaching(
     Ok(vec![out.finish()])
 }
 
-/// A word of random bits an element. Where there are too few elements to key the generator, no row is long enough to need any.
+/// A word of random bits an element, of which there are more than key the generator.
 fn coefficients(x: &Masked<u32>) -> Vec<u64> {
     let mut key = [0u8; 2 * KEYING];
     for (key, m) in key.as_chunks_mut::<2>().0.iter_mut().zip(x.m()) {

@@ -2,8 +2,9 @@
 //! sequence grows, so that growing copies nothing and dropping the cache frees all of it.
 //!
 //! A page holds what its party needs of a right operand ([`crate::linear::Operand`]): one plane at P1, two at P0 and P2. Keys lie
-//! transposed, `[head, width, PAGE]`, values as they are, `[head, PAGE, width]`, so that gathering a stretch of positions for a
-//! product is a copy of runs. Pages that no later query sees, because it left the window, are dropped.
+//! transposed, `[head, width, PAGE]`, values as they are, `[head, PAGE, width]`: each is the right operand of a product as it lies,
+//! so that a step reads every page once and copies none. Pages that no later query sees, because they left the window, are
+//! dropped.
 //!
 //! *Security*: shares of one session, each under masks that were drawn once. Which pages there are follows from how many positions
 //! there are, which is public.
@@ -16,6 +17,7 @@ use tercet_net::PartyId;
 use tercet_ring::Element;
 
 use crate::linear::{Operand, Prepared};
+use crate::plane::Plane;
 
 /// Positions of a page.
 pub const PAGE: usize = 32;
@@ -75,20 +77,8 @@ struct Page {
     values: Box<[u64]>,
 }
 
-/// Positions that a block of queries sees, as they are gathered: two stretches, one behind the other.
-pub type Hull = [Range<usize>; 2];
-
-/// A contiguous right operand that was gathered.
-pub struct Gathered<E> {
-    planes: [Vec<E>; 2],
-}
-
-impl<E: Element> Gathered<E> {
-    /// As an operand.
-    pub fn operand(&self) -> Operand<'_, E> {
-        Operand { planes: [&self.planes[0], &self.planes[1]] }
-    }
-}
+/// Positions that a block of queries sees: two stretches, one behind the other.
+pub(crate) type Hull = [Range<usize>; 2];
 
 impl Cache {
     /// An empty cache for a model with so many attentions. It takes no memory yet.
@@ -168,60 +158,59 @@ impl Cache {
         }
     }
 
-    /// The keys of a head as `[width, positions]`.
-    pub(crate) fn keys<K: Element>(&self, layer: usize, head: usize, hull: &Hull) -> Gathered<K> {
-        self.gather(layer, hull, |page, shape, plane, at, out, to, total| {
-            let page: &[K] = bytemuck::cast_slice(&page.keys);
-            let from = (plane * shape.kv_heads + head) * shape.width * PAGE;
-            let columns = page[from..from + shape.width * PAGE].chunks_exact(PAGE);
-            for (column, out) in columns.zip(out.chunks_exact_mut(total)) {
-                out[to..to + at.len()].copy_from_slice(&column[at.clone()]);
-            }
-        })
+    /// The keys of a head in a page that is held: `[width, PAGE]`.
+    pub(crate) fn keys<K: Element>(&self, layer: usize, page: usize, head: usize) -> Operand<'_, K> {
+        self.operand(layer, page, head, |page| &page.keys)
     }
 
-    /// The values of a head as `[positions, width]`.
-    pub(crate) fn values<V: Element>(&self, layer: usize, head: usize, hull: &Hull) -> Gathered<V> {
-        self.gather(layer, hull, |page, shape, plane, at, out, to, _| {
-            let page: &[V] = bytemuck::cast_slice(&page.values);
-            let (from, width) = ((plane * shape.kv_heads + head) * shape.width * PAGE, shape.width);
-            let rows = &page[from + at.start * width..from + at.end * width];
-            out[to * width..to * width + rows.len()].copy_from_slice(rows);
-        })
+    /// The values of a head in a page that is held: `[PAGE, width]`.
+    pub(crate) fn values<V: Element>(&self, layer: usize, page: usize, head: usize) -> Operand<'_, V> {
+        self.operand(layer, page, head, |page| &page.values)
     }
 
-    /// Calls `copy(page, shape, plane, positions in the page, out, first position in out, positions of out)` for every page that
-    /// `hull` touches.
-    fn gather<E: Element>(
+    fn operand<E: Element>(
         &self,
         layer: usize,
-        hull: &Hull,
-        copy: impl Fn(&Page, Shape, usize, Range<usize>, &mut [E], usize, usize),
-    ) -> Gathered<E> {
+        page: usize,
+        head: usize,
+        lanes: impl Fn(&Page) -> &[u64],
+    ) -> Operand<'_, E> {
         let layer = &self.layers[layer];
         let shape = layer.shape.expect("a layer that was appended to has a shape");
-        let total: usize = hull.iter().map(Range::len).sum();
-        let gathered = |plane: usize| {
-            if plane >= planes(self.party) {
-                return Vec::new();
-            }
-            let mut out = vec![E::ZERO; total * shape.width];
-            let mut to = 0;
-            for range in hull {
-                let mut position = range.start;
-                while position < range.end {
-                    let end = range.end.min((position / PAGE + 1) * PAGE);
-                    let page = layer.pages[position / PAGE].as_ref().expect("a page in sight is held");
-                    let first = position / PAGE * PAGE;
-                    copy(page, shape, plane, position - first..end - first, &mut out, to, total);
-                    to += end - position;
-                    position = end;
-                }
-            }
-            out
+        let page = layer.pages[page].as_ref().expect("a page in sight is held");
+        let (lanes, each) = (bytemuck::cast_slice::<u64, E>(lanes(page)), shape.width * PAGE);
+        let plane = |at: usize| {
+            let from = (at * shape.kv_heads + head) * each;
+            if at < planes(self.party) { &lanes[from..from + each] } else { &[] }
         };
-        Gathered { planes: [gathered(0), gathered(1)] }
+        Operand { planes: [Plane::Held(plane(0)), Plane::Held(plane(1))] }
     }
+}
+
+/// Part of a hull that lies in one page.
+pub(crate) struct Piece {
+    /// Number of the page.
+    pub page: usize,
+    /// Where in it.
+    pub at: Range<usize>,
+    /// Position in the hull at which it begins.
+    pub column: usize,
+}
+
+/// The pieces of a hull, in order.
+pub(crate) fn pieces(hull: &Hull) -> impl Iterator<Item = Piece> {
+    hull.iter()
+        .scan(0, |columns, range| {
+            let first = *columns;
+            *columns += range.len();
+            let pages =
+                range.start / PAGE..if range.is_empty() { range.start / PAGE } else { (range.end - 1) / PAGE + 1 };
+            Some(pages.map(move |page| {
+                let (from, to) = (range.start.max(page * PAGE), range.end.min((page + 1) * PAGE));
+                Piece { page, at: from - page * PAGE..to - page * PAGE, column: first + from - range.start }
+            }))
+        })
+        .flatten()
 }
 
 impl Page {
@@ -239,6 +228,13 @@ mod tests {
     use tercet_ring::Tensor;
 
     use super::*;
+
+    fn lanes_of<E>(plane: Plane<'_, E>) -> &[E] {
+        match plane {
+            Plane::Held(plane) => plane,
+            Plane::Drawn(_) => panic!("a page is held"),
+        }
+    }
     use crate::masked::Masked;
 
     fn heads(window: Option<usize>, global: usize) -> CausalHeads {
@@ -270,22 +266,23 @@ mod tests {
                 assert_eq!(cache.len(), len);
                 assert_eq!(cache.bytes(), len.div_ceil(PAGE) * PAGE * held * 6 * (4 + 8));
             }
-            let hull = [1..40, 63..len];
-            let positions: Vec<usize> = hull.iter().cloned().flatten().collect();
             let plane = held - 1;
             let of = if party == PartyId::P1 { 0 } else { 7 };
-            let keys = cache.keys::<u32>(0, 1, &hull);
-            for (i, position) in positions.iter().enumerate() {
-                for c in 0..3 {
-                    let key = keys.planes[plane][c * positions.len() + i];
-                    assert_eq!(key as usize, position * 100 + 3 + c + of);
+            let mut columns = Vec::new();
+            for Piece { page, at, column } in pieces(&[1..40, 63..len]) {
+                assert_eq!(column, columns.len());
+                let (keys, values) = (cache.keys::<u32>(0, page, 1), cache.values::<u64>(0, page, 0));
+                for position in at {
+                    for c in 0..3 {
+                        let expected = (page * PAGE + position) * 100 + c + of;
+                        assert_eq!(lanes_of(keys.planes[plane])[c * PAGE + position] as usize, expected + 3);
+                        assert_eq!(lanes_of(values.planes[plane])[position * 3 + c] as usize, expected + 10_000);
+                    }
+                    columns.push(page * PAGE + position);
                 }
+                assert_eq!(lanes_of(values.planes[1]).is_empty(), party == PartyId::P1);
             }
-            let values = cache.values::<u64>(0, 0, &hull);
-            let expected: Vec<u64> =
-                positions.iter().flat_map(|p| (0..3).map(move |c| (p * 100 + c + 10_000 + of) as u64)).collect();
-            assert_eq!(values.planes[plane], expected);
-            assert_eq!(values.planes[1].is_empty(), party == PartyId::P1);
+            assert_eq!(columns, (1..40).chain(63..len).collect::<Vec<_>>());
         }
     }
 
@@ -293,15 +290,18 @@ mod tests {
     fn pages_behind_the_window_are_dropped() {
         let mut cache = Cache::new(PartyId::P1, 1);
         let heads = heads(Some(40), 3);
+        assert_eq!(pieces(&[0..0, 5..5]).count(), 0);
         for position in 0..300 {
             let (keys, values) = rows(PartyId::P1, position, 1);
             cache.append(0, position, [2, 3], (&keys, &values), 0..1).unwrap();
             cache.forget(0, &heads);
             let held = cache.layers[0].pages.iter().flatten().count();
             assert!(held <= 1 + 40 / PAGE + 2, "{held} pages at {position}");
-            // What the next query sees can be gathered.
+            // What the next query sees is held.
             let [global, window] = heads.visible(position + 1);
-            cache.keys::<u32>(0, 0, &[global, window.start..position + 1]);
+            for Piece { page, .. } in pieces(&[global, window.start..position + 1]) {
+                assert_eq!(lanes_of(cache.keys::<u32>(0, page, 1).planes[0]).len(), 3 * PAGE);
+            }
         }
     }
 

@@ -3,8 +3,8 @@
 //!
 //! Scores lie in one flat tensor, sequence by sequence, head by head, row by row, each row as long as it sees positions
 //! ([`crate::ragged`]). So nothing travels for what is masked, sequences of any length share every round, and rounds do not depend on
-//! how long they are. Products are taken for blocks of rows with the stretch of positions that a block sees, of a head of keys
-//! and all heads of queries that read it; what a row does not see is left out of the scores, and zero among the weights.
+//! how long they are. Products are taken for blocks of rows with the pages of the positions that a block sees, of a head of
+//! keys and all heads of queries that read it; what a row does not see is left out of the scores, and zero among the weights.
 //!
 //! | rounds | |
 //! | --- | --- |
@@ -22,12 +22,12 @@
 use std::ops::Range;
 
 use tercet_core::spec::{CausalHeads, CausalSpec};
-use tercet_core::{Cost, Error, Layout, Result, Session};
-use tercet_ring::{Element, Tensor};
+use tercet_core::{Cost, Error, Layout, Result, Session, Work};
+use tercet_ring::{Element, Pool, Tensor};
 
 use crate::attention::{normalized, normalized_cost, scales};
-use crate::cache::{Cache, Hull, key_ring};
-use crate::linear::{self, Prepared, combine, local_product};
+use crate::cache::{Cache, Hull, PAGE, key_ring, pieces};
+use crate::linear::{self, Prepared, combine, left, multiply};
 use crate::masked::{Additive, Masked};
 use crate::ragged::Ragged;
 use crate::{bound, exponential, extend, rotary, truncate};
@@ -246,15 +246,24 @@ impl Step<'_> {
         blocks: &[Block],
         len: usize,
     ) -> Result<Additive<K>> {
-        let mut flat = vec![K::ZERO; len];
+        let party = s.party();
         s.scope("product", |s| {
-            for block in blocks {
-                let keys = caches[block.sequence].keys::<K>(self.layer, block.kv_head, &block.hull);
-                let left = queries.planes().each_ref().map(|plane| self.stacked(plane, block));
+            let products = each_block(s, blocks, |block| {
                 let (rows, seen) = (block.scores.len() * block.rows.len(), block.seen());
-                let mut out = vec![K::ZERO; rows * seen];
-                let dims = [1, rows, self.width, seen];
-                local_product(s, left.each_ref().map(|plane| &plane[..]), keys.operand(), dims, &mut out);
+                let left = left(party, queries.planes().each_ref().map(|plane| self.stacked(plane, block)));
+                let (mut page, mut out) = (vec![K::ZERO; rows * PAGE], vec![K::ZERO; rows * seen]);
+                for piece in pieces(&block.hull) {
+                    let keys = caches[block.sequence].keys(self.layer, piece.page, block.kv_head);
+                    page.fill(K::ZERO);
+                    multiply(&Pool::default(), slices(&left), keys, [1, rows, self.width, PAGE], &mut page);
+                    for (out, page) in out.chunks_exact_mut(seen).zip(page.chunks_exact(PAGE)) {
+                        out[piece.column..][..piece.at.len()].copy_from_slice(&page[piece.at.clone()]);
+                    }
+                }
+                out
+            });
+            let mut flat = vec![K::ZERO; len];
+            for (block, out) in blocks.iter().zip(&products) {
                 block.each_run(self.heads, |matrix, at| flat[at].copy_from_slice(&out[matrix]));
             }
             combine(s, Tensor::new([len], flat), key_ring(self.frac, self.spec))
@@ -282,22 +291,37 @@ impl Step<'_> {
         blocks: &[Block],
         outputs: usize,
     ) -> Result<Additive<V>> {
-        let mut flat = vec![V::ZERO; outputs * self.width];
+        let party = s.party();
         s.scope("product", |s| {
-            for block in blocks {
-                let values = caches[block.sequence].values::<V>(self.layer, block.kv_head, &block.hull);
-                let (count, seen) = (block.rows.len(), block.seen());
-                let rows = block.outputs.len() * count;
+            let products = each_block(s, blocks, |block| {
+                let (rows, seen) = (block.outputs.len() * block.rows.len(), block.seen());
                 // Zero, shared as three zeros, where a row does not see what its block does.
-                let left = weights.planes().each_ref().map(|plane| {
-                    let mut out = vec![V::ZERO; rows * seen];
-                    block.each_run(self.heads, |matrix, at| out[matrix].copy_from_slice(&plane.data()[at]));
-                    out
-                });
+                let left = left(
+                    party,
+                    weights.planes().each_ref().map(|plane| {
+                        let mut out = vec![V::ZERO; rows * seen];
+                        block.each_run(self.heads, |matrix, at| out[matrix].copy_from_slice(&plane.data()[at]));
+                        out
+                    }),
+                );
                 let mut out = vec![V::ZERO; rows * self.width];
-                let dims = [1, rows, seen, self.width];
-                local_product(s, left.each_ref().map(|plane| &plane[..]), values.operand(), dims, &mut out);
-                for (&at, out) in block.outputs.iter().zip(out.chunks_exact(count * self.width)) {
+                for piece in pieces(&block.hull) {
+                    let values = caches[block.sequence].values(self.layer, piece.page, block.kv_head);
+                    let page = left.each_ref().map(|plane| {
+                        let mut page = vec![V::ZERO; if plane.is_empty() { 0 } else { rows * PAGE }];
+                        for (page, left) in page.chunks_exact_mut(PAGE).zip(plane.chunks_exact(seen)) {
+                            page[piece.at.clone()].copy_from_slice(&left[piece.column..][..piece.at.len()]);
+                        }
+                        page
+                    });
+                    multiply(&Pool::default(), slices(&page), values, [1, rows, PAGE, self.width], &mut out);
+                }
+                out
+            });
+            let mut flat = vec![V::ZERO; outputs * self.width];
+            for (block, out) in blocks.iter().zip(&products) {
+                let heads = out.chunks_exact(block.rows.len() * self.width);
+                for (&at, out) in block.outputs.iter().zip(heads) {
                     flat[at * self.width..][..out.len()].copy_from_slice(out);
                 }
             }
@@ -322,8 +346,23 @@ impl Step<'_> {
     }
 }
 
+/// `work` on every block, on the workers of the session.
+fn each_block<E: Element>(
+    s: &mut Session,
+    blocks: &[Block],
+    work: impl Fn(&Block) -> Vec<E> + Send + Sync,
+) -> Vec<Vec<E>> {
+    let mut out = vec![Vec::new(); blocks.len()];
+    s.timed(Work::Matmul, |s| s.pool().chunks(&mut out, 1, |at, out| out[0] = work(&blocks[at])));
+    out
+}
+
+fn slices<E>(planes: &[Vec<E>; 2]) -> [&[E]; 2] {
+    planes.each_ref().map(|plane| &plane[..])
+}
+
 impl Block {
-    /// Positions that are gathered.
+    /// Positions of the hull.
     fn seen(&self) -> usize {
         self.hull.iter().map(Range::len).sum()
     }

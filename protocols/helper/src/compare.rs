@@ -12,7 +12,7 @@ use tercet_net::PartyId;
 use tercet_ring::Element;
 
 use crate::bits::{self, MaskedBits, Plane, Remasking, post_remask, remask_cost, words};
-use crate::boolean::{self, Polynomial};
+use crate::boolean;
 use crate::masked::Masked;
 use crate::onehot::Encoding;
 
@@ -38,12 +38,11 @@ pub fn cost(len: usize, groups: usize, ring: u32, thresholds: usize) -> Cost {
     let dealing = encoding.cost(len).and(Cost::deal(groups * words(each), 64));
     dealing
         .and(remask_cost(results * encoding.plane_count(), each))
-        .then(boolean::cost(&borrows(encoding, results), each).and(remask_cost(results, each)))
+        .then(boolean::cost(&[encoding.borrow(0)], results * WORD * words(each)).and(remask_cost(results, each)))
 }
 
-fn borrows(encoding: Encoding, results: usize) -> Vec<Polynomial> {
-    (0..results).map(|r| encoding.borrow(r * encoding.plane_count())).collect()
-}
+/// Bits of a word of a plane.
+const WORD: usize = u64::BITS as usize;
 
 /// Starts `[x >= T]` for signed public thresholds, on the `groups` equal parts of `x` side by side. The one-hots are shared
 /// by all thresholds.
@@ -89,8 +88,15 @@ impl Comparison {
     pub fn next(self, s: &mut Session) -> Result<Flags> {
         s.scope("compare", |s| {
             let masked = self.remasking.finish(s)?;
-            let inputs: Vec<&MaskedBits> = masked.iter().collect();
-            let mut borrows = boolean::evaluate(s, &inputs, &borrows(self.encoding, self.results))?;
+            // All results have the same borrow: plane by plane, those of all are one long plane.
+            let count = self.encoding.plane_count();
+            let long: Vec<MaskedBits> =
+                (0..count).map(|at| MaskedBits::chain(masked.iter().skip(at).step_by(count))).collect();
+            let inputs: Vec<&MaskedBits> = long.iter().collect();
+            let borrows = boolean::evaluate(s, &inputs, &[self.encoding.borrow(0)])?;
+            let words = words(self.len).max(1);
+            let mut borrows: Vec<Plane> =
+                borrows.iter().flat_map(|long| long.chunks(words)).map(<[u64]>::to_vec).collect();
             for (borrow, top) in borrows.iter_mut().zip(&self.tops) {
                 borrow.iter_mut().zip(top).for_each(|(b, t)| *b ^= t);
             }

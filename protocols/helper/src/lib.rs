@@ -29,6 +29,7 @@ pub mod noise;
 pub mod norm;
 pub mod onehot;
 pub mod open;
+pub mod plane;
 pub mod price;
 pub mod ragged;
 pub mod reentry;

@@ -2,24 +2,24 @@
 //! row dot products. All local but for one dealt value an output.
 //!
 //! With `u = mx - lx1` and `v = my - ly1` (both known to P1), `x y = u v - mx ly2 - lx2 my + gamma` where
-//! `gamma = lx1 ly2 + lx2 (ly1 + ly2)` is known to P0, which deals it. P1 computes one product, P2 and P0 two each.
-//!
-//! A *public* right operand costs nothing: each evaluator multiplies its additive half ([`public_product`]).
+//! `gamma = lx1 ly2 + lx2 (ly1 + ly2) = (lx1 + lx2) ly2 + lx2 ly1` is known to P0, which deals it. P1 computes one product, P2 and
+//! P0 two each. Masks of a weight need not be in memory: products draw them from their seed where they meet them ([`Plane`]).
 //!
 //! *Error*: none. *Cost*: no rounds, one dealt ring element an output. *Security*: an evaluator receives a half of a
 //! fresh sharing.
 
 use tercet_core::{Cost, Result, Session, Work};
 use tercet_net::PartyId;
-use tercet_ring::{Element, Tensor, matmul};
+use tercet_ring::{Element, Pool, Tensor, matmul};
 
 use crate::masked::{Additive, Masked, zip};
+use crate::plane::Plane;
 
-/// The right-hand operand of a product as one party uses it: P0 `ly2, ly1 + ly2`; P1 `my - ly1` (and nothing); P2 `ly2, my`.
+/// The right-hand operand of a product as one party uses it: P0 `ly2, ly1`; P1 `my - ly1` (and nothing); P2 `ly2, my`.
 #[derive(Clone, Copy)]
 pub struct Operand<'a, E> {
     /// Row-major planes; the second is empty at P1.
-    pub planes: [&'a [E]; 2],
+    pub planes: [Plane<'a, E>; 2],
 }
 
 /// The planes of [`Operand`] computed from a masked tensor.
@@ -32,9 +32,8 @@ impl<E: Element> Prepared<E> {
     pub fn new(y: &Masked<E>) -> Prepared<E> {
         let (a, b) = (y.planes()[0].data(), y.planes()[1].data());
         let planes = match y.party() {
-            PartyId::P0 => [b.to_vec(), zip(a, b, E::add)],
+            PartyId::P0 | PartyId::P2 => [b.to_vec(), a.to_vec()],
             PartyId::P1 => [zip(a, b, E::sub), Vec::new()],
-            PartyId::P2 => [b.to_vec(), a.to_vec()],
         };
         Prepared { planes }
     }
@@ -44,9 +43,24 @@ impl<E: Element> Prepared<E> {
         &self.planes
     }
 
+    /// As they are, for whoever keeps them.
+    pub fn into_planes(self) -> [Vec<E>; 2] {
+        self.planes
+    }
+
     /// As an operand.
     pub fn operand(&self) -> Operand<'_, E> {
-        Operand { planes: [&self.planes[0], &self.planes[1]] }
+        Operand { planes: self.planes.each_ref().map(|plane| Plane::Held(plane)) }
+    }
+}
+
+/// The planes of a left operand as a party multiplies them with those of [`Operand`]: P0 `lx1 + lx2, lx2`; P1 `mx - lx1` (and nothing);
+/// P2 `mx, lx2`.
+pub(crate) fn left<E: Element>(party: PartyId, [first, second]: [Vec<E>; 2]) -> [Vec<E>; 2] {
+    match party {
+        PartyId::P0 => [zip(&first, &second, E::add), second],
+        PartyId::P1 => [zip(&first, &second, E::sub), Vec::new()],
+        PartyId::P2 => [first, second],
     }
 }
 
@@ -55,7 +69,8 @@ pub fn cost(outputs: usize, ring: u32) -> Cost {
     Cost::deal(outputs, ring)
 }
 
-/// `x y` in `Z_2^ring`: `batch` products of `[rows, inner]` by `[inner, cols]`. The result has shape `[batch, rows, cols]`.
+/// `x y` in `Z_2^ring`: `batch` products of `[rows, inner]` by `[inner, cols]`. The result has shape `[batch, rows, cols]`. Planes that
+/// are drawn serve a batch of one.
 pub fn matrix_product<E: Element>(
     s: &mut Session,
     x: &Masked<E>,
@@ -65,9 +80,17 @@ pub fn matrix_product<E: Element>(
 ) -> Result<Additive<E>> {
     assert_eq!(x.len(), batch * rows * inner, "left operand");
     assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
+    let [first, second] = x.planes().each_ref().map(Tensor::data);
     s.scope("product", |s| {
         let mut out = vec![E::ZERO; batch * rows * cols];
-        local_product(s, x.planes().each_ref().map(Tensor::data), y, [batch, rows, inner, cols], &mut out);
+        s.timed(Work::Matmul, |s| {
+            let (pool, dims) = (s.pool(), [batch, rows, inner, cols]);
+            match s.party() {
+                PartyId::P0 => multiply(pool, [&zip(first, second, E::add), second], y, dims, &mut out),
+                PartyId::P1 => multiply(pool, [&zip(first, second, E::sub), &[]], y, dims, &mut out),
+                PartyId::P2 => multiply(pool, [first, second], y, dims, &mut out),
+            }
+        });
         combine(s, Tensor::new([batch, rows, cols], out), ring)
     })
 }
@@ -77,26 +100,23 @@ pub fn matrix_product<E: Element>(
 pub fn table_product<E: Element>(
     s: &mut Session,
     x: &Masked<E>,
-    y: [&[E]; 2],
+    [a, b]: [Plane<'_, E>; 2],
     [rows, inner, cols]: [usize; 3],
     ring: u32,
 ) -> Result<Additive<E>> {
+    let shape = [1, rows, inner, cols];
+    if s.party() != PartyId::P1 {
+        return Ok(matrix_product(s, x, Operand { planes: [b, a] }, shape, ring)?.reshape([rows, cols]));
+    }
     assert_eq!(x.len(), rows * inner, "left operand");
     assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
     let [first, second] = x.planes().each_ref().map(Tensor::data);
     s.scope("product", |s| {
-        let (shape, mut out) = ([1, rows, inner, cols], vec![E::ZERO; rows * cols]);
-        match s.party() {
-            // lx1 ly2 + lx2 (ly1 + ly2), with ly1 and ly2 apart.
-            PartyId::P0 => {
-                add_products(s, &[(&zip(first, second, E::add), y[1]), (second, y[0])], shape, &mut out);
-            }
-            PartyId::P1 => {
-                let (plain, negated) = (zip(first, second, E::sub), zip(second, first, E::sub));
-                add_products(s, &[(&plain, y[0]), (&negated, y[1])], shape, &mut out);
-            }
-            PartyId::P2 => add_products(s, &[(first, y[1]), (second, y[0])], shape, &mut out),
-        }
+        let mut out = vec![E::ZERO; rows * cols];
+        let (plain, negated) = (zip(first, second, E::sub), zip(second, first, E::sub));
+        s.timed(Work::Matmul, |s| {
+            multiply(s.pool(), [&plain, &negated], Operand { planes: [a, b] }, shape, &mut out);
+        });
         combine(s, Tensor::new([rows, cols], out), ring)
     })
 }
@@ -105,7 +125,7 @@ pub fn table_product<E: Element>(
 pub fn public_product<E: Element>(
     s: &mut Session,
     x: &Additive<E>,
-    y: &[E],
+    y: Plane<'_, E>,
     [rows, inner, cols]: [usize; 3],
 ) -> Result<Additive<E>> {
     assert_eq!(x.len(), rows * inner, "left operand");
@@ -113,34 +133,32 @@ pub fn public_product<E: Element>(
         let mut out = Vec::new();
         if !s.is_helper() {
             out.resize(rows * cols, E::ZERO);
-            s.timed(Work::Matmul, |s| matmul::matmul(s.pool(), x.half(), y, &mut out, rows, inner, cols, false));
+            let y = Operand { planes: [y, Plane::Held(&[])] };
+            s.timed(Work::Matmul, |s| multiply(s.pool(), [x.half(), &[]], y, [1, rows, inner, cols], &mut out));
         }
         Ok(Additive::new(s.party(), [rows, cols], out))
     })
 }
 
-/// The sum of some products of `batch` left and right operands.
-fn add_products<E: Element>(s: &mut Session, factors: &[(&[E], &[E])], shape: [usize; 4], out: &mut [E]) {
-    let [batch, rows, inner, cols] = shape;
-    s.timed(Work::Matmul, |s| {
-        for (i, (a, b)) in factors.iter().enumerate() {
-            matmul::batched_matmul(s.pool(), batch, a, b, out, rows, inner, cols, i > 0);
-        }
-    });
-}
-
-/// What this party computes of a product by itself: P0 `gamma`, P1 `u v`, P2 `mx ly2 + lx2 my`. `x` are the planes of the left
-/// operand.
-pub(crate) fn local_product<E: Element>(
-    s: &mut Session,
+/// Adds what a party computes of a product by itself to `out`, from the planes of [`left`]: P0 `gamma`, P1 `u v`, P2
+/// `mx ly2 + lx2 my`.
+pub(crate) fn multiply<E: Element>(
+    pool: &Pool,
     x: [&[E]; 2],
     y: Operand<'_, E>,
-    shape: [usize; 4],
+    [batch, rows, inner, cols]: [usize; 4],
     out: &mut [E],
 ) {
-    match s.party() {
-        PartyId::P1 => add_products(s, &[(&zip(x[0], x[1], E::sub), y.planes[0])], shape, out),
-        _ => add_products(s, &[(x[0], y.planes[0]), (x[1], y.planes[1])], shape, out),
+    for (x, y) in x.into_iter().zip(y.planes) {
+        match y {
+            Plane::Held([]) => {}
+            Plane::Held(y) => matmul::batched_matmul(pool, batch, x, y, out, rows, inner, cols, true),
+            Plane::Drawn(masks) => {
+                assert_eq!(batch, 1, "masks that are drawn are one matrix");
+                let make = |row: usize, column: usize, out: &mut [E]| masks.fill(row * cols + column, out);
+                matmul::matmul_generated(pool, x, make, out, [rows, inner, cols], true);
+            }
+        }
     }
 }
 
@@ -178,7 +196,7 @@ fn elementwise_local<E: Element>(x: &Masked<E>, y: &Masked<E>) -> Tensor<E> {
     Tensor::new(x.shape(), data)
 }
 
-/// Deals `gamma` and adds it up with what [`local_product`] gave.
+/// Deals `gamma` and adds it up with what [`multiply`] gave.
 pub(crate) fn combine<E: Element>(s: &mut Session, local: Tensor<E>, ring: u32) -> Result<Additive<E>> {
     let shape = local.shape().to_vec();
     let len = local.len();

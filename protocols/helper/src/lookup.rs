@@ -31,10 +31,11 @@
 
 use tercet_core::{Cost, Result, Session, Work};
 use tercet_net::PartyId;
-use tercet_ring::{Element, Tensor, dpf, subset};
+use tercet_ring::{Element, dpf, subset};
 
 use crate::linear::{self, Prepared, matrix_product};
 use crate::masked::{Additive, Masked, zip};
+use crate::plane::Plane;
 use crate::truncate;
 
 /// The pairs of a row: into `m` and into `lambda`.
@@ -76,7 +77,7 @@ pub fn cost(count: usize, width: usize, ring: u32) -> Cost {
 /// The rows `[count, width]` that the keys point at, of a table whose two planes `[rows, width]` this party holds.
 pub fn lookup<E: Element>(
     s: &mut Session,
-    table: [&[E]; 2],
+    table: [Plane<'_, E>; 2],
     [rows, width]: [usize; 2],
     keys: &Keys<E>,
     ring: u32,
@@ -116,7 +117,7 @@ pub fn lookup<E: Element>(
 }
 
 /// `[keys, width]`: for each key the sum of the rows whose bit is 1, over all `planes` together.
-fn sums<E: Element>(s: &mut Session, keys: &[dpf::Key], planes: &[&[E]], [rows, width]: [usize; 2]) -> Vec<E> {
+fn sums<E: Element>(s: &mut Session, keys: &[dpf::Key], planes: &[Plane<'_, E>], [rows, width]: [usize; 2]) -> Vec<E> {
     let words = rows.div_ceil(64);
     let mut subsets = vec![0u64; keys.len() * words];
     s.timed(Work::Randomness, |s| {
@@ -125,13 +126,20 @@ fn sums<E: Element>(s: &mut Session, keys: &[dpf::Key], planes: &[&[E]], [rows, 
     let mut out = vec![E::ZERO; keys.len() * width];
     s.timed(Work::Matmul, |s| {
         for (number, plane) in planes.iter().enumerate() {
-            subset::sums(s.pool(), &subsets, plane, &mut out, [keys.len(), rows, width], number > 0);
+            let shape = [keys.len(), rows, width];
+            match plane {
+                Plane::Held(plane) => subset::sums(s.pool(), &subsets, plane, &mut out, shape, number > 0),
+                Plane::Drawn(masks) => {
+                    let make = |row: usize, out: &mut [E]| masks.fill(row * width, out);
+                    subset::sums_generated(s.pool(), &subsets, make, &mut out, shape, number > 0);
+                }
+            }
         }
     });
     out
 }
 
 /// The two planes of a masked tensor as a table.
-pub fn planes<E: Element>(table: &Masked<E>) -> [&[E]; 2] {
-    table.planes().each_ref().map(Tensor::data)
+pub fn planes<E: Element>(table: &Masked<E>) -> [Plane<'_, E>; 2] {
+    table.planes().each_ref().map(|plane| Plane::Held(plane.data()))
 }

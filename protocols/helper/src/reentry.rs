@@ -22,15 +22,16 @@ use tercet_ring::dpf::Side;
 use tercet_ring::dpf::unit::{self, Corrections};
 
 use crate::masked::{Additive, Masked};
+use crate::plane::Plane;
 use crate::{linear, truncate};
 
 /// A table as one party holds it.
 #[derive(Clone, Copy)]
 pub enum Table<'a, E> {
     /// The planes of [`Masked`].
-    Secret([&'a [E]; 2]),
+    Secret([Plane<'a, E>; 2]),
     /// The values.
-    Public(&'a [E]),
+    Public(Plane<'a, E>),
 }
 
 /// The wire cost of `count` rows of a table `[entries, width]` in `Z_2^ring`, in lanes `E`, at places of `index_bits` bits.

@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::linear::{Operand, Prepared, matrix_product, public_product};
 use crate::lookup::{Keys, lookup};
 use crate::noise::Noise;
+use crate::plane::Plane;
 use crate::reentry::{Table, rows_at};
 use crate::{Masked, activation, argmax, attention, causal, extend, gated, norm, route, scale, truncate};
 
@@ -26,7 +27,7 @@ pub struct Stored<'a, E> {
     /// Whether every party holds it in the clear.
     pub public: bool,
     /// For a matrix the planes of [`Operand`]; for all else those of [`Masked`]. Of a public tensor its values, and nothing.
-    pub planes: [&'a [E]; 2],
+    pub planes: [Plane<'a, E>; 2],
 }
 
 /// Where a party keeps its part of a model.
@@ -144,7 +145,7 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
 
     fn masked<F: Element>(&self, name: &str) -> Result<Masked<F>> {
         let Stored { rows, cols, ring, public, planes } = self.weights.stored::<F>(name)?;
-        let tensor = |plane: &[F]| Tensor::new([rows, cols], plane.to_vec());
+        let tensor = |plane: Plane<'_, F>| Tensor::new([rows, cols], plane.part(0, rows * cols).into_owned());
         let party = self.session.party();
         Ok(if public {
             Masked::public(party, ring, tensor(planes[0]))
@@ -291,8 +292,8 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
             let what = format!("{rows} has {available} rows of {cols} for {total} of {width}, up to position {last}");
             return Err(Error::Misuse(what));
         }
-        let pick = |plane: &[E]| {
-            let data: Vec<E> = layout.positions().flat_map(|at| &plane[at * cols..][..cols]).copied().collect();
+        let pick = |plane: Plane<'_, E>| {
+            let data: Vec<E> = layout.positions().flat_map(|at| plane.part(at * cols, cols).into_owned()).collect();
             Tensor::new([layout.rows(), cols], data)
         };
         let (party, ring) = (self.session.party(), x.ring());

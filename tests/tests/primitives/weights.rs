@@ -10,6 +10,7 @@ use tercet_core::spec::{
 use tercet_core::{Cost, Error, Geometry, Result, Suite};
 use tercet_helper::linear::Prepared;
 use tercet_helper::noise::Noise;
+use tercet_helper::plane::Plane;
 use tercet_helper::price::{Price, Shape, Shapes};
 use tercet_helper::suite::{HelperSuite, Input, InputRows, Stored, Weights};
 use tercet_helper::{Masked, linear};
@@ -40,7 +41,7 @@ impl Weights for Part {
         let lanes = |plane| (plane as &dyn Any).downcast_ref::<Vec<E>>().map(Vec::as_slice);
         let planes = [&planes[0], &planes[1]].map(lanes);
         let [Some(a), Some(b)] = planes else { return Err(Error::Misuse(format!("{name} in other lanes"))) };
-        Ok(Stored { rows: *rows, cols: *cols, ring: 32, public: *public, planes: [a, b] })
+        Ok(Stored { rows: *rows, cols: *cols, ring: 32, public: *public, planes: [Plane::Held(a), Plane::Held(b)] })
     }
 }
 
@@ -66,7 +67,7 @@ impl Owner {
             for (part, shared) in parts.iter_mut().zip(share::<u32>(values, &[*rows, *cols], 32, 40 + number as u64)) {
                 let planes = match (public, matrix) {
                     (true, _) => [clear.clone(), Vec::new()],
-                    (false, true) => Prepared::new(&shared).operand().planes.map(<[u32]>::to_vec),
+                    (false, true) => Prepared::new(&shared).into_planes(),
                     (false, false) => shared.planes().each_ref().map(|plane| plane.data().to_vec()),
                 };
                 part.0.insert(name, Held { rows: *rows, cols: *cols, public: *public, planes });

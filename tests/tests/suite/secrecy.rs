@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tercet_engine::Profile;
+use tercet_helper::plane::Plane;
 use tercet_helper::suite::Weights;
 use tercet_net::PartyId;
 use tercet_ring::pack;
@@ -45,9 +46,10 @@ fn input_and_model_shares_are_uniform() {
             let share = encoder.share(party);
             let mut planes = [Vec::new(), Vec::new()];
             for tensor in &encoder.model().graph.tensors {
+                let len = tensor.rows * tensor.cols;
                 match encoder.manifest().numerics.tensors[&tensor.name].lane_bits {
-                    32 => append(share.stored::<u32>(&tensor.name).expect("a tensor of the share").planes, &mut planes),
-                    _ => append(share.stored::<u64>(&tensor.name).expect("a tensor of the share").planes, &mut planes),
+                    32 => append(share.stored::<u32>(&tensor.name).expect("in the share").planes, len, &mut planes),
+                    _ => append(share.stored::<u64>(&tensor.name).expect("in the share").planes, len, &mut planes),
                 }
             }
             for (at, plane) in planes.iter().enumerate().filter(|(_, plane)| plane.len() > 16_384) {
@@ -57,8 +59,10 @@ fn input_and_model_shares_are_uniform() {
     }
 }
 
-fn append<E: tercet_ring::Element>(planes: [&[E]; 2], out: &mut [Vec<u8>; 2]) {
-    out.iter_mut().zip(planes).for_each(|(out, plane)| pack::pack(plane, E::BITS, out));
+fn append<E: tercet_ring::Element>(planes: [Plane<'_, E>; 2], len: usize, out: &mut [Vec<u8>; 2]) {
+    // A matrix has one plane at P1.
+    let there = planes.into_iter().filter(|plane| !matches!(plane, Plane::Held([])));
+    out.iter_mut().zip(there).for_each(|(out, plane)| pack::pack(&plane.part(0, len), E::BITS, out));
 }
 
 /// Every source file of a crate, and its text.
@@ -84,7 +88,7 @@ fn uses(dir: &str, token: &str) -> Vec<String> {
 }
 
 /// Opening needs both evaluators' `m` and both masks in one place. The suite makes an [`tercet_net::OutputShare`], which is what
-/// leaves towards a client, in one function alone; the engine calls it at one place, after the walk; and no function of a
+/// leaves towards a client, in one function alone; the engine calls it at two places, after the walk of a request and after that of a step; and no function of a
 /// session hands out anything but exchanges and dealings, which the uniformity tests watch.
 #[test]
 fn nothing_is_opened_to_a_node() {
@@ -92,8 +96,13 @@ fn nothing_is_opened_to_a_node() {
     assert_eq!(made.len(), 2, "{made:#?}");
     assert!(made.iter().all(|line| line.starts_with("open.rs")), "{made:#?}");
     assert_eq!(uses("protocols/helper", "pub fn to_client").len(), 1);
-    let opened = uses("crates/engine", "to_client(");
-    assert_eq!(opened, ["request.rs: open::to_client(&output, from..to)"], "the list of openings");
+    let mut opened = uses("crates/engine", "to_client(");
+    opened.sort();
+    let list = [
+        "request.rs: open::to_client(&output, from..to)",
+        "sequence.rs: (Sequence { place, ..sequence }, open::to_client(&output, range))",
+    ];
+    assert_eq!(opened, list, "the list of openings");
     for dir in ["protocols/helper", "protocols/core", "crates/engine", "parties/node"] {
         let elsewhere = uses(dir, "sharing::join(");
         assert!(elsewhere.is_empty(), "a node puts shares together: {elsewhere:#?}");

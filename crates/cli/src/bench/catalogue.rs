@@ -77,7 +77,7 @@ const fn llama(
 }
 
 /// All of them, encoders before decoders, the smallest shape first.
-pub(crate) const CATALOGUE: [Entry; 10] = [
+pub(crate) const CATALOGUE: [Entry; 11] = [
     Entry { name: "bert-tiny", source: "Turc et al. 2019, google/bert_uncased_L-2_H-128_A-2", origin: bert(2, 128, 2) },
     Entry {
         name: "minilm",
@@ -97,6 +97,11 @@ pub(crate) const CATALOGUE: [Entry; 10] = [
         name: "moe-small",
         source: "Mixtral's form at the size of GPT-2 small's layers: four layers of eight experts",
         origin: llama(4, 768, [12, 4], 1024, 8),
+    },
+    Entry {
+        name: "dense-small",
+        source: "moe-small with one feed-forward layer as wide as the two experts that have a say",
+        origin: llama(4, 768, [12, 4], 2048, 1),
     },
     Entry {
         name: "tinyllama-1.1b",

@@ -20,10 +20,11 @@ use super::stock::Stock;
 use crate::cluster::{Cluster, Setup};
 use crate::diff::normalized;
 use crate::embed::cosine;
+use crate::public::Public;
 use crate::screen::bar;
 
 /// How long one request may take, and a node be silent within it: slow links are slow, not broken.
-const PATIENCE: Duration = Duration::from_secs(3600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Requests of each case that are profiled, at most.
 const PROFILED: usize = 3;
@@ -103,7 +104,7 @@ pub(crate) fn link(text: &str) -> Result<LinkShape> {
 /// The requests of some cases of one model, and the folders of its shares; the plain model is needed no longer.
 fn questions(keys: &[Key]) -> Result<(Vec<Question>, [PathBuf; 3])> {
     let first = keys.first().context("nothing to measure")?;
-    let stock = Stock::of(&find(&first.model)?, profile(&first.profile)?)?;
+    let stock = Stock::of(&find(&first.model)?, profile(&first.profile)?, Public::default())?;
     let oracle = Oracle::new(&stock.model)?;
     let mut questions = Vec::new();
     for key in keys {

@@ -61,7 +61,7 @@ fn keys((model, link, shapes): Probe, profile: Profile) -> impl Iterator<Item = 
 }
 
 /// How many processes ran or would have, on average over the last minute; none where the system does not say.
-fn busy_processes() -> f64 {
+pub(crate) fn busy_processes() -> f64 {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or(0.0)
 }

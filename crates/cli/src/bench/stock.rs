@@ -3,7 +3,7 @@
 //! ```text
 //! $TERCET_CACHE/bench/models/NAME/           a directory with random weights
 //! $TERCET_CACHE/bench/ranges/NAME.json       what its calibration found, and of what
-//! $TERCET_CACHE/bench/shares/NAME-PROFILE/KEY/p0 p1 p2
+//! $TERCET_CACHE/bench/shares/NAME-PROFILE-PUBLIC/KEY/p0 p1 p2
 //! ```
 //!
 //! The key is a digest of the program's version, the graph and its numbers: whatever changes one of them makes new
@@ -21,6 +21,7 @@ use tercet_net::PartyId;
 
 use super::catalogue::{Entry, Origin};
 use super::weights;
+use crate::public::Public;
 use crate::screen::hex;
 use crate::{fetch, owner};
 
@@ -39,7 +40,7 @@ impl Stock {
     ///
     /// # Errors
     /// The model was not fetched; it has no headroom in this profile; the file system's own.
-    pub(crate) fn of(entry: &Entry, profile: Profile) -> Result<Self> {
+    pub(crate) fn of(entry: &Entry, profile: Profile, public: Public) -> Result<Self> {
         let root = fetch::cache()?.join("bench");
         fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         // Of two measurements that begin at once, the second finds what the first has made.
@@ -54,8 +55,9 @@ impl Stock {
         };
         let model = owner::load(&dir)?;
         let ranges = ranges(&model, &root.join("ranges").join(format!("{}.json", entry.name)))?;
-        let numerics = owner::numbers(&model, &ranges, profile, false)?;
-        let of_model = root.join("shares").join(format!("{}-{profile}", entry.name));
+        let mut numerics = owner::numbers(&model, &ranges, profile, false)?;
+        public.apply(&model.graph, &mut numerics);
+        let of_model = root.join("shares").join(format!("{}-{profile}{}", entry.name, public.suffix()));
         let at = of_model.join(key(&model, &numerics)?);
         let folders = PartyId::ALL.map(|party| at.join(format!("p{}", party.index())));
         let open = |party: PartyId| ModelShare::open(&share_path(&folders[party.index()], entry.name, party));

@@ -34,12 +34,20 @@ pub(crate) fn directory(name: &str, shape: &Shape, folder: &Path) -> Result<Path
     Ok(dir)
 }
 
+/// The configuration alone, which has no weights yet.
+///
+/// # Errors
+/// The file system's own.
+pub(crate) fn config(shape: &Shape, dir: &Path) -> io::Result<()> {
+    fs::write(dir.join("config.json"), serde_json::to_vec_pretty(&shape.config())?)
+}
+
 fn write(shape: &Shape, dir: &Path) -> io::Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir)?;
     }
     fs::create_dir_all(dir)?;
-    fs::write(dir.join("config.json"), serde_json::to_vec_pretty(&shape.config())?)?;
+    config(shape, dir)?;
     if shape.vocab() > 0 {
         fs::write(dir.join("tokenizer.json"), serde_json::to_vec(&tokenizer(shape.vocab()))?)?;
     }

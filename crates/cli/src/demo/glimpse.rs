@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use tercet_client::{Inputs, ModelFace, Options};
 use tercet_engine::{ModelShare, Parsed, parse};
-use tercet_helper::suite::{InputRows, Weights};
+use tercet_helper::plane::Plane;
+use tercet_helper::suite::{InputRows, Stored, Weights};
 use tercet_model::graph::Op;
 use tercet_model::{Model, RowInput};
 use tercet_ring::Element;
@@ -30,15 +31,16 @@ pub(super) fn weight(model: &Model, shares: &[ModelShare; 3]) -> Result<()> {
         let wide = share.manifest().numerics.tensors.get(name).is_some_and(|format| format.lane_bits == 64);
         let planes = if wide { planes::<u64>(share, name)? } else { planes::<u32>(share, name)? };
         // A weight is kept ready for its product: see `tercet_engine::split`.
-        let held = ["l2, l1 + l2", "m - l1", "l2, m"][share.party().index()];
+        let held = ["l2, l1: both drawn from seeds", "m - l1", "l2: drawn from a seed, m"][share.party().index()];
         say(format_args!("  {}     {}   ({held})", share.party(), planes.join("   ")));
     }
     Ok(())
 }
 
 fn planes<E: Element>(share: &ModelShare, name: &str) -> Result<Vec<String>> {
-    let planes = share.stored::<E>(name)?.planes;
-    Ok(planes.iter().filter(|plane| !plane.is_empty()).map(|plane| lanes(plane)).collect())
+    let Stored { planes, rows, cols, .. } = share.stored::<E>(name)?;
+    let there = planes.iter().filter(|plane| !matches!(plane, Plane::Held([])));
+    Ok(there.map(|plane| lanes(&plane.part(0, SHOWN.min(rows * cols)))).collect())
 }
 
 /// Prints the beginning of one input, plain and as a node receives it. The masks are drawn anew for every request, so

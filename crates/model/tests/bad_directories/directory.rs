@@ -39,19 +39,28 @@ impl Directory {
 
     /// Rewrites the weights: the header as JSON, and the bytes after it.
     pub(crate) fn weights(&self, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8>)) -> &Self {
-        let bytes = fs::read(self.path("model.safetensors")).unwrap();
+        self.weights_of("model.safetensors", change)
+    }
+
+    /// The same of another file.
+    pub(crate) fn weights_of(&self, file: &str, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8>)) -> &Self {
+        let bytes = fs::read(self.path(file)).unwrap();
         let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let mut header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
         let mut data = bytes[8 + header_len..].to_vec();
         change(&mut header, &mut data);
         let header = serde_json::to_vec(&header).unwrap();
         let parts = [&(header.len() as u64).to_le_bytes()[..], &header, &data];
-        fs::write(self.path("model.safetensors"), parts.concat()).unwrap();
+        fs::write(self.path(file), parts.concat()).unwrap();
         self
     }
 
     pub(crate) fn set_f32(&self, tensor: &str, index: usize, value: f32) -> &Self {
-        self.weights(|header, data| {
+        self.set_f32_of("model.safetensors", tensor, index, value)
+    }
+
+    pub(crate) fn set_f32_of(&self, file: &str, tensor: &str, index: usize, value: f32) -> &Self {
+        self.weights_of(file, |header, data| {
             let at = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 4 * index;
             data[at..at + 4].copy_from_slice(&value.to_le_bytes());
         })

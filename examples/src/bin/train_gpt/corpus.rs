@@ -22,9 +22,6 @@ pub(crate) const VOCABULARY: usize = 2048;
 /// Every twentieth chapter, from the tenth on, is held out.
 const HELD_OUT: (usize, usize) = (20, 10);
 
-/// More bytes than `CONTEXT + 1` tokens of running text ever have.
-const WINDOW_BYTES: usize = 6 * (CONTEXT + 1);
-
 /// A paragraph a line, an empty line between chapters, ASCII.
 const TEXT: &[u8] = include_bytes!("../../../gpt/text.gz");
 
@@ -68,16 +65,21 @@ impl Corpus {
         self.text.len()
     }
 
-    /// Random windows `[count, CONTEXT + 1]`, each from the beginning of a sentence on: as prompts begin.
-    pub(crate) fn windows(&self, count: usize, rng: &mut ChaCha8Rng) -> Result<Tensor> {
-        let mut ids = Vec::with_capacity(count * (CONTEXT + 1));
+    /// Random windows `[count, rows + 1]`, each from the beginning of a sentence on: as prompts begin.
+    pub(crate) fn windows(&self, count: usize, rows: usize, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+        let mut ids = Vec::with_capacity(count * (rows + 1));
         for _ in 0..count {
             let start = self.starts[rng.random_range(0..self.starts.len())];
-            let window = encode(&self.tokenizer, &self.text[start..start + WINDOW_BYTES])?;
-            ids.extend_from_slice(window.get(..=CONTEXT).context("a window of text has too few tokens")?);
+            let window = encode(&self.tokenizer, &self.text[start..start + most_bytes(rows)])?;
+            ids.extend_from_slice(window.get(..=rows).context("a window of text has too few tokens")?);
         }
-        Ok(Tensor::from_vec(ids, (count, CONTEXT + 1), &Device::Cpu)?)
+        Ok(Tensor::from_vec(ids, (count, rows + 1), &Device::Cpu)?)
     }
+}
+
+/// More bytes than `rows + 1` tokens of running text ever have.
+const fn most_bytes(rows: usize) -> usize {
+    6 * (rows + 1)
 }
 
 pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
@@ -92,7 +94,7 @@ fn sentence_starts(text: &str) -> Vec<usize> {
         [.., b'.' | b'!' | b'?' | b'"', b' '] => bytes[at].is_ascii_uppercase() || bytes[at] == b'"',
         _ => false,
     };
-    (0..text.len().saturating_sub(WINDOW_BYTES)).filter(begins).collect()
+    (0..text.len().saturating_sub(most_bytes(CONTEXT))).filter(begins).collect()
 }
 
 /// Byte-level BPE as GPT-2 has it.

@@ -3,18 +3,19 @@
 //!
 //! ```text
 //! RAYON_NUM_THREADS=1 cargo run --release -p tercet-examples --features train --bin train_gpt -- \
-//!     examples/gpt/model [--steps 4000] [--minutes N] [--seed 1775]
+//!     examples/gpt/model [--steps 6000] [--minutes N] [--seed 1775] [--from DIRECTORY]
 //! ```
 //!
 //! It uses two cores, one for each half of a batch. Every 250 steps it prints the loss on chapters held out, the seconds and
 //! a sample, and writes the directory, so that there is always a model to use. The learning rate falls to zero at the
-//! last step or at `--minutes`, whichever comes first. Everything random comes from the seed, so as long as the minutes do
-//! not decide, a machine always writes the same bytes; another machine's floating point may differ.
+//! last step or at `--minutes`, whichever comes first. `--from` starts at a directory's weights instead of random ones: give
+//! it another seed then, or it sees the same windows again. Everything random comes from the seed, so as long as the
+//! minutes do not decide, a machine always writes the same bytes; another machine's floating point may differ.
 
 mod corpus;
 mod directory;
-mod gelu;
 mod network;
+mod sweeps;
 
 use std::path::PathBuf;
 use std::thread;
@@ -31,8 +32,10 @@ use corpus::Corpus;
 use network::{CONTEXT, Pass, Weights};
 use tercet_examples::gpt::PROMPTS;
 
-/// Windows in each half of a batch.
-const HALF_BATCH: usize = 4;
+/// Tokens in each half of a batch.
+const HALF_BATCH: usize = 4 * CONTEXT;
+/// Until this share of the way, windows are half as long as the context and twice as many: attention costs less.
+const SHORT_WINDOWS: f64 = 0.6;
 const LEARNING_RATE: f64 = 2e-3;
 const WARM_UP_STEPS: usize = 100;
 const WEIGHT_DECAY: f64 = 0.1;
@@ -48,20 +51,22 @@ struct Options {
     steps: usize,
     minutes: f64,
     seed: u64,
+    from: Option<PathBuf>,
 }
 
 impl Options {
     fn from_arguments() -> Result<Self> {
-        const USAGE: &str = "usage: train_gpt DIRECTORY [--steps N] [--minutes N] [--seed N]";
+        const USAGE: &str = "usage: train_gpt DIRECTORY [--steps N] [--minutes N] [--seed N] [--from DIRECTORY]";
         let mut arguments = std::env::args_os().skip(1);
         let dir = arguments.next().map(PathBuf::from).context(USAGE)?;
-        let mut options = Self { dir, steps: 4000, minutes: f64::INFINITY, seed: 1775 };
+        let mut options = Self { dir, steps: 6000, minutes: f64::INFINITY, seed: 1775, from: None };
         while let Some(name) = arguments.next() {
             let value = arguments.next().and_then(|value| value.into_string().ok()).context(USAGE)?;
             match name.to_str() {
                 Some("--steps") => options.steps = value.parse().context(USAGE)?,
                 Some("--minutes") => options.minutes = value.parse().context(USAGE)?,
                 Some("--seed") => options.seed = value.parse().context(USAGE)?,
+                Some("--from") => options.from = Some(value.into()),
                 _ => bail!(USAGE),
             }
         }
@@ -73,7 +78,10 @@ impl Options {
 fn main() -> Result<()> {
     let options = Options::from_arguments()?;
     let corpus = Corpus::load()?;
-    let weights = network::initial_weights(corpus::VOCABULARY, &mut ChaCha8Rng::seed_from_u64(options.seed))?;
+    let weights = match &options.from {
+        Some(dir) => directory::weights(dir).with_context(|| format!("cannot read the model in {}", dir.display()))?,
+        None => network::initial_weights(corpus::VOCABULARY, &mut ChaCha8Rng::seed_from_u64(options.seed))?,
+    };
     let parameters: usize = weights.values().map(|w| w.elem_count()).sum();
     println!("{} bytes to learn, {} held out, {parameters} parameters", corpus.bytes(), corpus.held_out_bytes);
 
@@ -101,7 +109,8 @@ fn fit(weights: &Weights, corpus: &Corpus, options: &Options) -> Result<()> {
         let progress = (step as f64 / options.steps as f64).max(minutes / options.minutes).min(1.0);
         let warm = (step as f64 / WARM_UP_STEPS as f64).min(1.0);
         let rate = LEARNING_RATE * warm * (0.5 + 0.5 * (std::f64::consts::PI * progress).cos());
-        let (loss, gradients) = gradients(weights, corpus, options.seed, step)?;
+        let rows = if progress < SHORT_WINDOWS { CONTEXT / 2 } else { CONTEXT };
+        let (loss, gradients) = gradients(weights, corpus, rows, options.seed, step)?;
         total += loss;
         for optimizer in [&mut matrices, &mut vectors] {
             optimizer.set_learning_rate(rate);
@@ -125,12 +134,12 @@ fn fit(weights: &Weights, corpus: &Corpus, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The loss of one batch and its gradients, cut to [`GRADIENT_NORM`].
-fn gradients(weights: &Weights, corpus: &Corpus, seed: u64, step: usize) -> Result<(f64, GradStore)> {
+/// The loss of one batch of windows of `rows` and its gradients, cut to [`GRADIENT_NORM`].
+fn gradients(weights: &Weights, corpus: &Corpus, rows: usize, seed: u64, step: usize) -> Result<(f64, GradStore)> {
     let half = |half: usize| -> Result<(f64, GradStore)> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream((2 * step + half) as u64);
-        let windows = corpus.windows(HALF_BATCH, &mut rng)?;
+        let windows = corpus.windows(HALF_BATCH / rows, rows, &mut rng)?;
         let loss = (Pass::training(weights, rng).loss(&windows)? / 2.0)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         ensure!(value.is_finite(), "the loss is no longer finite");

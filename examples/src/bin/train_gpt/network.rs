@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use candle_core::{D, DType, Device, Tensor, Var};
-use candle_nn::ops;
+use candle_core::{DType, Device, Tensor, Var};
 use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 
-use crate::gelu::gelu;
+use crate::sweeps::{causal_softmax, cross_entropy, gelu, normalise};
 
 pub(crate) const CONTEXT: usize = 256;
 pub(crate) const WIDTH: usize = 192;
@@ -20,7 +19,7 @@ pub(crate) const LAYER_NORM_EPS: f64 = 1e-5;
 pub(crate) const INITIAL_DEVIATION: f64 = 0.02;
 
 /// Share of the embedded rows and of each branch's outputs that training leaves out, in 256ths.
-const DROPOUT: u8 = 26;
+const DROPOUT: u8 = 13;
 
 /// The weights under the names that `transformers` gives them.
 pub(crate) type Weights = BTreeMap<String, Var>;
@@ -74,6 +73,18 @@ pub(crate) struct Extremes {
     pub(crate) logit: f32,
 }
 
+impl Extremes {
+    /// Squares of `rows` columns, of which row `i` looks at the first `i + 1`.
+    fn note_scores(&mut self, scores: &[f32], rows: usize) {
+        for (i, row) in scores.chunks_exact(rows).enumerate() {
+            let past = &row[..=i % rows];
+            let maximum = past.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            self.row_maximum = (self.row_maximum.0.min(maximum), self.row_maximum.1.max(maximum));
+            self.score = past.iter().fold(self.score, |most, score| most.max(score.abs()));
+        }
+    }
+}
+
 /// A forward pass over batches of rows, and what it does besides.
 pub(crate) struct Pass<'a> {
     weights: &'a Weights,
@@ -106,10 +117,7 @@ impl<'a> Pass<'a> {
     pub(crate) fn loss(&mut self, ids: &Tensor) -> Result<Tensor> {
         let rows = ids.dim(1)? - 1;
         let logits = self.logits(&ids.narrow(1, 0, rows)?.contiguous()?)?;
-        let next = ids.narrow(1, 1, rows)?.flatten_all()?.unsqueeze(1)?;
-        let largest = logits.detach().max_keepdim(1)?;
-        let total = logits.broadcast_sub(&largest)?.exp()?.sum_keepdim(1)?.log()?.add(&largest)?;
-        Ok((total - logits.gather(&next, 1)?)?.mean_all()?)
+        Ok(cross_entropy(&logits, ids.narrow(1, 1, rows)?.flatten_all()?.to_vec1()?)?)
     }
 
     /// Logits `[batch * rows, vocabulary]` of `ids: [batch, rows]`.
@@ -120,13 +128,10 @@ impl<'a> Pass<'a> {
         let embedded = table.index_select(&ids.flatten_all()?, 0)?.reshape((batch, rows, WIDTH))?;
         let mut x = embedded.broadcast_add(&positions)?.reshape((batch * rows, WIDTH))?;
         x = self.drop_some(&x)?;
-        let future: Vec<f32> =
-            (0..rows * rows).map(|i| if i % rows > i / rows { f32::NEG_INFINITY } else { 0.0 }).collect();
-        let future = Tensor::from_vec(future, (rows, rows), &Device::Cpu)?;
         for layer in 0..LAYERS {
             let at = format!("h.{layer}");
             let normed = self.layer_norm(&format!("{at}.ln_1"), &x)?;
-            let mixed = self.attention(&format!("{at}.attn"), &normed, batch, &future)?;
+            let mixed = self.attention(&format!("{at}.attn"), &normed, batch)?;
             x = (x + self.drop_some(&mixed)?)?;
             let normed = self.layer_norm(&format!("{at}.ln_2"), &x)?;
             let up = gelu(&self.linear(&format!("{at}.mlp.c_fc"), &normed)?)?;
@@ -144,25 +149,17 @@ impl<'a> Pass<'a> {
     }
 
     /// Causal softmax attention over `x: [batch * rows, WIDTH]`, with its output projection.
-    fn attention(&mut self, at: &str, x: &Tensor, batch: usize, future: &Tensor) -> Result<Tensor> {
+    fn attention(&mut self, at: &str, x: &Tensor, batch: usize) -> Result<Tensor> {
         let rows = x.dim(0)? / batch;
         let mixed = self.linear(&format!("{at}.c_attn"), x)?.reshape((batch, rows, 3, HEADS, WIDTH / HEADS))?;
         let head =
             |i: usize| -> Result<Tensor> { Ok(mixed.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous()?) };
         let scale = 1.0 / ((WIDTH / HEADS) as f64).sqrt();
         let scores = (head(0)? * scale)?.matmul(&head(1)?.t()?)?;
-        let seen = scores.broadcast_add(future)?;
-        // The shift cancels in the quotient, so it needs no gradient.
-        let maxima = seen.detach().max_keepdim(D::Minus1)?;
         if let Some(extremes) = &mut self.extremes {
-            let past = future.exp()?;
-            extremes.score = extremes.score.max(largest(&scores.broadcast_mul(&past)?)?);
-            let (low, high) = &mut extremes.row_maximum;
-            *low = low.min(maxima.min_all()?.to_scalar()?);
-            *high = high.max(maxima.max_all()?.to_scalar()?);
+            extremes.note_scores(&scores.flatten_all()?.to_vec1()?, rows);
         }
-        let powers = seen.broadcast_sub(&maxima)?.exp()?;
-        let shares = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
+        let shares = causal_softmax(&scores)?;
         let mixed = shares.matmul(&head(2)?)?.transpose(1, 2)?.reshape((batch * rows, WIDTH))?;
         self.linear(&format!("{at}.c_proj"), &mixed)
     }
@@ -173,10 +170,9 @@ impl<'a> Pass<'a> {
         Ok(x.matmul(weight)?.broadcast_add(self.weight(&format!("{at}.bias"))?)?)
     }
 
-    /// The fused kernel has no backward pass; this one is made of operations that do.
     fn layer_norm(&self, at: &str, x: &Tensor) -> Result<Tensor> {
         let (gain, bias) = (self.weight(&format!("{at}.weight"))?, self.weight(&format!("{at}.bias"))?);
-        Ok(ops::layer_norm_slow(x, gain, bias, LAYER_NORM_EPS as f32)?)
+        Ok(normalise(x, LAYER_NORM_EPS as f32)?.broadcast_mul(gain)?.broadcast_add(bias)?)
     }
 
     fn weight(&self, name: &str) -> Result<&'a Tensor> {
