@@ -133,8 +133,7 @@ fn tokens_are_those_of_the_oracle_at_the_declared_cost() {
 }
 
 /// Prompts of several lengths, the first the shortest, whose likeliest tokens are so by far.
-const PROMPTS: [&str; 4] =
-    ["the fox", "a dog and the quick fox", "the brown dog jumps", "The cat sat on the mat."];
+const PROMPTS: [&str; 4] = ["the fox", "a dog and the quick fox", "the brown dog jumps", "The cat sat on the mat."];
 
 #[test]
 fn who_decodes_together_gets_what_it_gets_alone() {
