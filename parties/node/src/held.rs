@@ -14,6 +14,8 @@ use crate::shape::Shape;
 use crate::turns::Kind;
 
 /// What is computed for one client.
+// A task moves from hand to hand a few times in its life.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Task {
     /// Inputs, from their beginning to their output.
     Inputs {

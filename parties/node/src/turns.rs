@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn names(count: u8) -> Vec<Name> {
-        (0..count).map(|number| Name::for_tests(number)).collect()
+        (0..count).map(Name::for_tests).collect()
     }
 
     #[test]
