@@ -1,5 +1,7 @@
 //! Three daemons over real links: right answers, many clients, and every kind of bad luck and bad will.
 
+#[path = "nodes/adapters.rs"]
+mod adapters;
 #[path = "nodes/cluster.rs"]
 mod cluster;
 #[path = "nodes/generation.rs"]

@@ -188,11 +188,21 @@ fn shares(findings: &mut Findings, config: &Config) {
     if files.is_empty() {
         findings.add("shares", Verdict::Bad, "no share of a model; set `shares` to what `tercet share` wrote");
     }
-    for file in files {
+    let opened: Vec<_> = files.into_iter().map(|file| (ModelShare::open(&file), file)).collect();
+    let digests: Vec<[u8; 32]> =
+        opened.iter().filter_map(|(share, _)| share.as_ref().ok()).map(ModelShare::digest).collect();
+    for (share, file) in opened {
         let what = format!("share {}", file.display());
-        match ModelShare::open(&file) {
+        let stands =
+            |share: &ModelShare| share.manifest().base.as_ref().is_none_or(|base| digests.contains(&base.digest));
+        match share {
             Ok(share) if share.party() != config.party => {
                 let detail = format!("it is the share of {}; this node needs that of {}", share.party(), config.party);
+                findings.add(what, Verdict::Bad, detail);
+            }
+            Ok(share) if !stands(&share) => {
+                let base = share.manifest().base.as_ref().map_or("", |base| base.name.as_str());
+                let detail = format!("it is an adapter of model {base:?}, of which that very sharing is not here");
                 findings.add(what, Verdict::Bad, detail);
             }
             share => {

@@ -226,3 +226,56 @@ fn generations_are_measured_and_cost_what_is_planned() {
     fails(&[&tiny[..4], &["--sessions", "0"]].concat(), dir.path(), "one generation at least");
     fails(&[&tiny[..4], &["--link", "slow"]].concat(), dir.path(), "no link shape");
 }
+
+/// A base whose layers are public, and a secret adapter on it: what is said, what is written, what is refused.
+#[test]
+fn an_adapter_is_shared_on_its_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let path = |name: &str| fixtures.join(name).display().to_string();
+    let (llama, gpt2, adapter, stranger) = (path("llama"), path("gpt2"), path("adapters/llama"), path("adapters/gpt2"));
+    let share = |more: &[&str]| {
+        let args = [&["share", llama.as_str(), "--out", "shares"][..], more].concat();
+        let output = tercet(&args, dir.path());
+        assert!(output.status.success(), "{}", said(&output));
+        output
+    };
+    let output =
+        share(&["--name", "base", "--profile", "precise", "--public", "layer*/ffn/*", "--public", "*/qkv/weight"]);
+    let warning = said(&output);
+    assert!(warning.contains("PUBLIC WEIGHTS: 8 tensors") && warning.contains("layer1/ffn/down/weight"), "{warning}");
+    assert!(!warning.contains("PUBLIC TABLE") && !warning.contains("head/scores/weight"), "{warning}");
+    let output = share(&["--name", "tuned", "--adapter", &adapter, "--base", "shares", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["profile"], &report["public"]), (&"precise".into(), &serde_json::json!([])));
+    let bytes = |file: &str| std::fs::metadata(dir.path().join(file)).unwrap().len();
+    for party in 0..3 {
+        let of = |name: &str| bytes(&format!("shares/p{party}/{name}.p{party}.tercet"));
+        assert!(of("tuned") < of("base"), "{} and {}", of("tuned"), of("base"));
+    }
+    // A base is found by its file as well, and everything may be public.
+    let output = share(&["--name", "open", "--public", "*"]);
+    assert!(said(&output).contains("goes to every client"), "{}", said(&output));
+    let on = |base: &'static str| {
+        [&["share", llama.as_str(), "--out", "o", "--name", "n", "--adapter", &adapter, "--base"][..], &[base]].concat()
+    };
+    fails(&on("shares"), dir.path(), "holds shares of");
+    fails(&on("shares/p1/tuned.p1.tercet"), dir.path(), "something else");
+    fails(&on("nowhere"), dir.path(), "nowhere");
+    fails(&["share", &llama, "--out", "o", "--name", "n", "--public", "layer9/*"], dir.path(), "matches no tensor");
+    let other = [
+        &["share", gpt2.as_str(), "--out", "o", "--name", "n", "--adapter", &stranger, "--base"][..],
+        &["shares/p0/base.p0.tercet"],
+    ];
+    fails(&other.concat(), dir.path(), "not one of this model");
+    fails(&["inspect", &gpt2, "--adapter", &adapter], dir.path(), "adapter");
+    let refused = said(&tercet(&["inspect", &gpt2, "--adapter", &adapter], dir.path()));
+    assert!(refused.contains("model.layers.1.mlp.down_proj: the base has no linear layer of this name"), "{refused}");
+    let shown = tercet(&["inspect", &llama, "--adapter", &adapter], dir.path());
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("layer0/attention/qkv by rank 6") && shown.contains("precise     fits"), "{shown}");
+    assert_eq!(
+        tercet(&["share", &llama, "--out", "o", "--name", "n", "--adapter", &adapter], dir.path()).status.code(),
+        Some(2)
+    );
+}

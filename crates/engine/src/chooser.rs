@@ -517,7 +517,7 @@ pub(crate) fn bits_of(size: f64, frac: u32) -> u32 {
 }
 
 /// An activation read by linear layers alone leaves in the ring of their product, if that is smaller than its own; the
-/// linear layer that it reads leaves a ring that holds the body of its function.
+/// linear layer that it reads, or the sum of that and a change of low rank, leaves a ring that holds the body of its function.
 fn fit_activations(graph: &Graph, nodes: &mut [NodeSpec]) {
     for index in 0..nodes.len() {
         let readers = graph.nodes.iter().zip(nodes.iter()).filter(|(node, _)| node.inputs.contains(&(index + 1)));
@@ -537,9 +537,9 @@ fn fit_activations(graph: &Graph, nodes: &mut [NodeSpec]) {
         // The argument is added to the series' value, in its ring.
         let body_ring = gate.body_ring;
         let source = graph.nodes[index].inputs.first().and_then(|value| value.checked_sub(1));
-        match source.map(|at| &mut nodes[at]) {
-            Some(NodeSpec::Linear(LinearSpec { ring, .. }) | NodeSpec::Add { ring }) => *ring = body_ring.max(*ring),
-            _ => {}
+        let source = source.map(|at| &mut nodes[at]);
+        if let Some(NodeSpec::Linear(LinearSpec { ring, .. }) | NodeSpec::Add { ring }) = source {
+            *ring = body_ring.max(*ring);
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::{Element, Pool, simd};
 const PARTS_PER_THREAD: usize = 2;
 /// Sums below this many row elements are not worth waking a worker for.
 const SERIAL: usize = 1 << 18;
+/// Up to so many subsets are summed row by row, which memory bounds.
+const FEW: usize = 2;
 /// Columns that a part's width is a multiple of: whole cache lines, and a multiple of every tile's columns.
 const PART_COLUMNS: usize = 48;
 
@@ -103,11 +105,46 @@ struct Job<'a, E> {
 
 impl<E: Element> Job<'_, E> {
     fn run(&self, Part { columns, sums }: &mut Part<E>) {
+        if self.count <= FEW {
+            return simd::run!(self.isa, || self.few(columns.clone(), sums));
+        }
         #[cfg(target_arch = "x86_64")]
         if self.isa == Isa::Avx512 {
             return registers::sums(self, columns.clone(), sums);
         }
         simd::run!(self.isa, || self.masked(columns.clone(), sums));
+    }
+
+    /// Four rows at a time under masks, over all columns: the table is read once and in order, the sums stay in the first cache.
+    #[inline(always)]
+    fn few(&self, columns: Range<usize>, sums: &mut [E]) {
+        const GROUP: usize = 4;
+        let Job { subsets, table, count, rows, width, .. } = *self;
+        let words = rows.div_ceil(64);
+        let mut held = vec![E::ZERO; count * columns.len()];
+        let row = |row: usize| &table[row * width + columns.start..row * width + columns.end];
+        let mask =
+            |subset: usize, row: usize| E::ZERO.sub(E::from_u64(subsets[subset * words + row / 64] >> (row % 64) & 1));
+        for first in (0..rows).step_by(GROUP) {
+            for (subset, sum) in held.chunks_exact_mut(columns.len()).enumerate() {
+                if first + GROUP <= rows {
+                    let at: [usize; GROUP] = std::array::from_fn(|i| first + i);
+                    let [a, b, c, d] = at.map(|at| &row(at)[..sum.len()]);
+                    let [p, q, r, s] = at.map(|at| mask(subset, at));
+                    for j in 0..sum.len() {
+                        sum[j] = sum[j].add((a[j] & p).add(b[j] & q)).add((c[j] & r).add(d[j] & s));
+                    }
+                } else {
+                    for at in first..rows {
+                        let mask = mask(subset, at);
+                        sum.iter_mut().zip(row(at)).for_each(|(sum, &v)| *sum = sum.add(v & mask));
+                    }
+                }
+            }
+        }
+        for (subset, sum) in held.chunks_exact(columns.len()).enumerate() {
+            sums.iter_mut().skip(subset).step_by(count).zip(sum).for_each(|(out, &sum)| *out = out.add(sum));
+        }
     }
 
     /// Row by row under masks: what every machine can do.

@@ -271,14 +271,12 @@ impl Outcome {
 
     /// Fails where a lone generation did not cost exactly what was planned.
     pub(super) fn check(&self) -> Result<()> {
-        for case in self.cases.iter().filter(|case| case.as_planned == Some(false)) {
-            let steps = [0, 1].map(|at| (case.counted[at], case.planned[at]));
-            let [prompt, further] = steps.map(|(is, was)| {
-                let (found, planned) = (is.total_bytes(), was.total_bytes());
-                format!("{} rounds and {found} bytes where {} and {planned} were planned", is.rounds, was.rounds)
-            });
-            bail!("{} {} took for its prompt {prompt}, and for its further steps {further}", self.model, case.name());
-        }
-        Ok(())
+        let Some(case) = self.cases.iter().find(|case| case.as_planned == Some(false)) else { return Ok(()) };
+        let [prompt, further] = [0, 1].map(|at| {
+            let (is, was) = (case.counted[at], case.planned[at]);
+            let (found, planned) = (is.total_bytes(), was.total_bytes());
+            format!("{} rounds and {found} bytes where {} and {planned} were planned", is.rounds, was.rounds)
+        });
+        bail!("{} {} took for its prompt {prompt}, and for its further steps {further}", self.model, case.name())
     }
 }
