@@ -36,6 +36,9 @@ cargo test --release --workspace --locked
 say "demo: handwritten digits between three nodes"
 cargo run --release --locked --quiet -- demo
 
+say "demo: a text goes on between three nodes"
+cargo run --release --locked --quiet -- demo --generate "Elizabeth was"
+
 say "demo: sentences, the real MiniLM between three nodes"
 cargo run --release --locked --quiet -- demo --model minilm
 
