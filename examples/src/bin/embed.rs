@@ -5,25 +5,10 @@
 //! embed stage/nodes.toml minilm "first text" "second text"
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
-use tercet_client::{Client, ClientConfig, Error, Fault, Identity, NodeAddress, Options};
-
-/// The client's file: its key and the three nodes.
-#[derive(Deserialize)]
-struct Nodes {
-    identity: PathBuf,
-    peers: Peers,
-}
-
-#[derive(Deserialize)]
-struct Peers {
-    p0: NodeAddress,
-    p1: NodeAddress,
-    p2: NodeAddress,
-}
+use anyhow::{Result, bail};
+use tercet_client::{Error, Fault, Options};
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -31,13 +16,8 @@ async fn main() -> Result<()> {
     let [file, model, texts @ ..] = args.as_slice() else { bail!("usage: embed NODES.toml MODEL TEXT…") };
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
 
-    let file = Path::new(file);
-    let nodes: Nodes = toml::from_str(&std::fs::read_to_string(file).context("cannot read the nodes' file")?)?;
-    let identity = Identity::load(&file.parent().unwrap_or(Path::new("")).join(nodes.identity))?;
-    let Peers { p0, p1, p2 } = nodes.peers;
-
     // One client serves any number of requests, also side by side; it finds nodes again that were away.
-    let client = Client::connect(ClientConfig::new(identity, [p0, p1, p2])).await?;
+    let client = tercet_examples::nodes::client(Path::new(file)).await?;
     // Round lengths up to multiples of 16 tokens: the nodes learn no more than that.
     let options = Options { bucket: Some(16), ..Options::default() };
     match client.embed(model, &texts, &options).await {
