@@ -17,10 +17,15 @@ fn distances(a: &Trace, b: &Trace) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a.iter().zip(b).map(of_inputs).fold(0.0, f64::max) / size(b)).collect()
 }
 
+/// Runs under masks of their own.
+const RUNS: usize = 7;
+const WORST: f64 = 3.0;
+
 struct Bounds {
     /// Of the twin to the float oracle.
     twin: f64,
-    /// Of shares to the twin.
+    /// Of shares to the twin, in the median of [`RUNS`] runs. Masks are random, and with them the largest of thousands of errors: a
+    /// run of its own may come to [`WORST`] times this.
     noise: f64,
 }
 
@@ -36,14 +41,21 @@ fn check(name: &str, encoder: &Encoder, request: &Request) -> [f64; 2] {
     let profile = encoder.manifest().numerics.profile;
     let exact = encoder.exact(request);
     let twin = encoder.decode(request, &encoder.plain(request).expect("the twin runs"));
-    let private = encoder.decode(request, &encoder.private(&World::default(), request).values);
-    let (to_exact, to_twin) = (distances(&twin, &exact), distances(&private, &twin));
+    let to_exact = distances(&twin, &exact);
+    let private = || encoder.decode(request, &encoder.private(&World::default(), request).values);
+    let runs: Vec<Vec<f64>> = (0..RUNS).map(|_| distances(&private(), &twin)).collect();
     let bounds = bounds(profile);
-    for (node, (exact, shares)) in encoder.model().graph.nodes.iter().zip(to_exact.iter().zip(&to_twin)) {
-        assert!(*exact < bounds.twin, "{name} {profile}: the twin is off by {exact:.1e} at {}", node.name);
-        assert!(*shares < bounds.noise, "{name} {profile}: shares are off by {shares:.1e} at {}", node.name);
+    let mut largest = [0f64; 2];
+    for (at, (node, exact)) in encoder.model().graph.nodes.iter().zip(to_exact).enumerate() {
+        let mut shares: Vec<f64> = runs.iter().map(|run| run[at]).collect();
+        shares.sort_by(f64::total_cmp);
+        let (median, worst) = (shares[RUNS / 2], shares[RUNS - 1]);
+        assert!(exact < bounds.twin, "{name} {profile}: the twin is off by {exact:.1e} at {}", node.name);
+        assert!(median < bounds.noise, "{name} {profile}: shares are off by {median:.1e} at {}", node.name);
+        assert!(worst < WORST * bounds.noise, "{name} {profile}: shares are once off by {worst:.1e} at {}", node.name);
+        largest = [largest[0].max(exact), largest[1].max(median)];
     }
-    [to_exact, to_twin].map(|list| list.into_iter().fold(0.0, f64::max))
+    largest
 }
 
 fn check_all(profile: Profile) {
