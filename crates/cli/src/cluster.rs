@@ -53,7 +53,8 @@ impl Cluster {
             address: PeerAddress::new(LinkKind::Quic, addresses[party.index()]),
         };
         let peers = Peers { p0: card(PartyId::P0), p1: card(PartyId::P1), p2: card(PartyId::P2) };
-        let nodes = NodesFile { identity: "client.key".into(), profile: LinkProfile::Loopback, peers };
+        let (identity, profile) = ("client.key".into(), LinkProfile::Loopback);
+        let nodes = NodesFile { identity, profile, public_gate: true, peers };
         std::fs::write(dir.join("nodes.toml"), toml::to_string(&nodes)?)?;
         for party in PartyId::ALL {
             let shares = setup.shares.as_ref().map_or(Path::new("."), |folders| &folders[party.index()]);

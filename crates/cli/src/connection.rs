@@ -16,6 +16,7 @@ use crate::screen::{bytes, time};
 /// ```toml
 /// identity = "client.key"      # relative to this file
 /// profile = "wan"              # loopback, jumbo, lan1500 or wan; may be left out
+/// public_gate = true           # also ask models whose nodes learn which experts a token goes to; may be left out
 /// [peers.p0]                   # the three cards (tercet card)
 /// key = "tercet:…"
 /// address = "quic://10.0.0.1:7411"
@@ -26,6 +27,8 @@ pub(crate) struct NodesFile {
     pub(crate) identity: PathBuf,
     #[serde(default)]
     pub(crate) profile: LinkProfile,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) public_gate: bool,
     pub(crate) peers: Peers,
 }
 
@@ -56,7 +59,8 @@ impl NodesFile {
     pub(crate) fn client(self) -> Result<ClientConfig> {
         let identity = Identity::load(&self.identity)?;
         let Peers { p0, p1, p2 } = self.peers;
-        Ok(ClientConfig { profile: self.profile, ..ClientConfig::new(identity, [p0, p1, p2]) })
+        let (profile, public_gate) = (self.profile, self.public_gate);
+        Ok(ClientConfig { profile, public_gate, ..ClientConfig::new(identity, [p0, p1, p2]) })
     }
 }
 

@@ -130,6 +130,7 @@ fn operations(graph: &Graph) -> BTreeMap<&'static str, usize> {
             Op::Gated(_) => "gated activation",
             Op::Route { .. } => "router",
             Op::ScaleBlocks => "weighed experts",
+            Op::Experts { .. } => "experts behind a public gate",
             Op::LastRow => "last row",
         };
         *counts.entry(name).or_insert(0) += 1;

@@ -7,18 +7,33 @@ use anyhow::{Context, Result, anyhow, bail};
 use tercet_engine::{
     Base, Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split_on,
 };
-use tercet_model::graph::{Input, TensorSpec};
-use tercet_model::{Model, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
+use tercet_model::graph::{Graph, Input, TensorSpec};
+use tercet_model::{Gate, Model, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
 use tercet_net::PartyId;
 
 use crate::screen::{bar, bytes};
 
 /// Loads a Hugging Face directory, or says everything that is wrong with it.
 pub(crate) fn load(dir: &Path) -> Result<Model> {
+    load_with(dir, Gate::Secret)
+}
+
+/// The same with a gate of its mixtures.
+pub(crate) fn load_with(dir: &Path, gate: Gate) -> Result<Model> {
     if !dir.is_dir() {
         bail!("{} is no directory; give that of a Hugging Face model", dir.display());
     }
-    Ok(Model::load(dir)?)
+    let model = Model::load_with(dir, gate)?;
+    check_gate(&model.graph, gate)?;
+    Ok(model)
+}
+
+/// Refuses a public gate where there is none to be opened.
+pub(crate) fn check_gate(graph: &Graph, gate: Gate) -> Result<()> {
+    match gate == Gate::Public && !graph.opens_gate() {
+        true => bail!("--public-gate is for mixtures of experts, and this model is none"),
+        false => Ok(()),
+    }
 }
 
 /// Ranges of every value over the built-in inputs and `more`.

@@ -21,6 +21,7 @@ use crate::bench::probe::{probe, say_fit};
 use crate::bench::rates::{self, Measured};
 use crate::public::Public;
 use crate::screen::{say, say_json, say_table, start_log, time};
+use crate::share::OPENED;
 use priced::Priced;
 use subject::Subject;
 
@@ -164,7 +165,7 @@ fn steps(subject: &Subject, args: &Args) -> Result<()> {
     if args.json {
         return say_json(&json!({
             "model": subject.name, "profile": profile, "assumed": subject.assumed, "sessions": args.batch,
-            "inside": args.inside, "rows": args.rows, "prefill": prompt, "context": args.context, "decode": further,
+            "inside": args.inside, "public_gate": manifest.graph.opens_gate(), "rows": args.rows, "prefill": prompt, "context": args.context, "decode": further,
         }));
     }
     let say_step = |what: &str, length: Option<usize>, step: &StepPlan| {
@@ -176,6 +177,9 @@ fn steps(subject: &Subject, args: &Args) -> Result<()> {
     };
     prompt.iter().for_each(|step| say_step("a prompt of", args.rows, step));
     further.iter().for_each(|step| say_step("one more token, which makes the text", args.context, step));
+    if manifest.graph.opens_gate() {
+        say(format_args!("PUBLIC GATE: {OPENED}\n"));
+    }
     say("no time is foretold for generations: `tercet bench generate` measures them");
     Ok(())
 }

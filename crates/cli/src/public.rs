@@ -1,6 +1,7 @@
-//! What the owner of a model lets everybody have.
+//! What the owner of a model lets everybody have, or learn.
 
 use tercet_engine::ModelNumerics;
+use tercet_model::Gate;
 use tercet_model::graph::{Graph, Op};
 
 /// Which weights are not secret: those of a public table, or of a public model, cost nothing dealt.
@@ -12,6 +13,9 @@ pub(crate) struct Public {
     /// Leave all weights unshared: the nodes know the model, and texts and answers alone are secret.
     #[arg(long)]
     pub(crate) public_weights: bool,
+    /// Let the nodes learn which experts of a mixture each token goes to: these alone run.
+    #[arg(long)]
+    pub(crate) public_gate: bool,
 }
 
 impl Public {
@@ -24,12 +28,23 @@ impl Public {
         numerics.publish(|name| self.public_weights || table == Some(name));
     }
 
+    /// The gate of mixtures.
+    pub(crate) fn gate(self) -> Gate {
+        if self.public_gate { Gate::Public } else { Gate::Secret }
+    }
+
     /// In names of files and heads of tables; nothing where all is secret.
-    pub(crate) fn suffix(self) -> &'static str {
-        match (self.public_weights, self.public_table) {
+    pub(crate) fn suffix(self) -> String {
+        let weights = match (self.public_weights, self.public_table) {
             (true, _) => "-public-weights",
             (false, true) => "-public-table",
             (false, false) => "",
-        }
+        };
+        format!("{weights}{}", self.gate_suffix())
+    }
+
+    /// The same of what the graph depends on.
+    pub(crate) fn gate_suffix(self) -> &'static str {
+        if self.public_gate { "-public-gate" } else { "" }
     }
 }

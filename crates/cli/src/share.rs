@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde_json::json;
 use tercet_engine::{Base, ModelNumerics, ModelShare, Profile};
-use tercet_model::Model;
-use tercet_model::graph::Input;
+use tercet_model::graph::{Input, Reach};
+use tercet_model::{Gate, Model};
 
 use crate::screen::{bytes, hex, say, say_json};
 use crate::{adapter, owner};
@@ -42,6 +42,21 @@ pub(crate) struct Args {
     /// Leave the embedding table unshared: nodes and clients get to know it, and clients look words up by themselves.
     #[arg(long, conflicts_with = "adapter")]
     public_table: bool,
+    /// Let the nodes learn, in every layer of a mixture of experts, which of them each token goes to, so that these alone run. It says
+    /// something of the texts: clients are told, and must agree. With --adapter, what the base was shared with, as the next three are.
+    #[arg(long)]
+    public_gate: bool,
+    /// Let a model that continues texts take at most so many tokens, if that is less than it takes: rings, and with them bytes,
+    /// become smaller.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
+    /// Let each token of such a model see so many tokens up to its own at most, so that attention costs as much for each token of a
+    /// long text. It is no longer quite the model.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    window: Option<u32>,
+    /// And the first so many of the text.
+    #[arg(long, value_name = "TOKENS", requires = "window")]
+    global: Option<u32>,
     /// Texts of the model's own field, one a line, to find out how large its values get. With --adapter, those that the base was
     /// shared with.
     #[arg(long, value_name = "FILE")]
@@ -51,11 +66,25 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What a public gate opens.
+pub(crate) const OPENED: &str = "all three nodes learn, in every layer and for every token, which of the experts it goes to, and no more of their scores";
+
 pub(crate) fn run(args: Args) -> Result<()> {
     if args.name.is_empty() || !args.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
         bail!("{:?} is no name; use letters, digits, dots, dashes and underscores", args.name);
     }
-    let model = owner::load(&args.dir)?;
+    let gate = if args.public_gate { Gate::Public } else { Gate::Secret };
+    let mut model = owner::load_with(&args.dir, gate)?;
+    if (args.context.is_some() || args.window.is_some()) && !model.graph.is_decoder() {
+        bail!("--context and --window are for models that continue texts");
+    }
+    if let Some(context) = args.context {
+        model.graph = model.graph.with_context(context as usize);
+    }
+    if let Some(window) = args.window {
+        let global = args.global.unwrap_or(0) as usize;
+        model.graph = model.graph.with_reach(Reach { window: Some(window as usize), global });
+    }
     if args.public_table && !matches!(model.graph.input, Input::Tokens { .. }) {
         bail!("--public-table is for models of texts; this one takes images");
     }
@@ -78,6 +107,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
              all other weights, the texts and the answers stay secret."
         );
     }
+    if model.graph.opens_gate() {
+        eprintln!(
+            "PUBLIC GATE: {OPENED}; weights, texts and answers stay secret. Clients must agree before they ask it."
+        );
+    }
     warn_of(&published, &model, &numerics);
     let profile = numerics.profile.to_string();
     let paths = owner::share_on(&model, &args.name, numerics, base, &args.out)?;
@@ -91,7 +125,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             .collect();
         return say_json(&json!({
             "name": args.name, "digest": digest, "profile": profile, "public_table": args.public_table,
-            "public": published, "calibration_inputs": calibrated, "files": files,
+            "public": published, "public_gate": model.graph.opens_gate(), "calibration_inputs": calibrated, "files": files,
         }));
     }
     for (path, share) in paths.iter().zip(&shares) {

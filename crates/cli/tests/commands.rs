@@ -227,6 +227,54 @@ fn generations_are_measured_and_cost_what_is_planned() {
     fails(&[&tiny[..4], &["--link", "slow"]].concat(), dir.path(), "no link shape");
 }
 
+/// A decoder shared for shorter texts and a window costs less, and only a decoder can be.
+#[test]
+fn a_decoder_is_shared_with_a_window_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let gpt2 = fixtures.join("gpt2").display().to_string();
+    let price = |name: &str, more: &[&str]| {
+        let args = [&["share", gpt2.as_str(), "--name", name, "--out", "shares"][..], more].concat();
+        let output = tercet(&args, dir.path());
+        assert!(output.status.success(), "{}", said(&output));
+        let share = format!("shares/p1/{name}.p1.tercet");
+        let plan = tercet(&["plan", &share, "--context", "200", "--json"], dir.path());
+        assert!(plan.status.success(), "{}", said(&plan));
+        let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+        plan["decode"]["total"]["bytes"][1][2].as_u64().unwrap()
+    };
+    let (whole, shorter) = (price("whole", &[]), price("shorter", &["--context", "200"]));
+    let window = price("window", &["--context", "200", "--window", "32", "--global", "4"]);
+    assert!(window < shorter && shorter <= whole, "{window} {shorter} {whole}");
+    let bert = fixtures.join("bert_encoder").display().to_string();
+    fails(
+        &["share", &bert, "--name", "b", "--out", "o", "--window", "8"],
+        dir.path(),
+        "for models that continue texts",
+    );
+    fails(&["plan", "shares/p1/shorter.p1.tercet", "--context", "201"], dir.path(), "200");
+}
+
+/// A public gate is said loudly when it is shared and when it is priced, and there is none without experts.
+#[test]
+fn a_public_gate_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let of = |name: &str| fixtures.join(name).display().to_string();
+    let output = tercet(&["share", &of("mixtral"), "--name", "m", "--out", "shares", "--public-gate"], dir.path());
+    assert!(
+        output.status.success() && said(&output).contains("PUBLIC GATE: all three nodes learn"),
+        "{}",
+        said(&output)
+    );
+    let plan = tercet(&["plan", "shares/p1/m.p1.tercet", "--context", "9"], dir.path());
+    let priced = String::from_utf8(plan.stdout).unwrap();
+    assert!(priced.contains("PUBLIC GATE: all three nodes learn") && priced.contains("P1→P0"), "{priced}");
+    fails(&["share", &of("llama"), "--name", "l", "--out", "o", "--public-gate"], dir.path(), "mixtures of experts");
+    fails(&["plan", &of("llama"), "--context", "9", "--public-gate"], dir.path(), "mixtures of experts");
+    fails(&["plan", "shares/p1/m.p1.tercet", "--context", "9", "--public-gate"], dir.path(), "is shared already");
+}
+
 /// A base whose layers are public, and a secret adapter on it: what is said, what is written, what is refused.
 #[test]
 fn an_adapter_is_shared_on_its_base() {

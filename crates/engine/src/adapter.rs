@@ -141,6 +141,7 @@ impl<'a> Adapting<'a> {
             NodeSpec::Gated(GatedSpec { ring, .. }) | NodeSpec::Scale(ScaleSpec { ring, .. }) => (formats.frac, *ring),
             NodeSpec::Activation(ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate)) => (formats.frac, gate.ring),
             NodeSpec::Activation(ActivationSpec::Relu { ring }) => (formats.frac, *ring),
+            NodeSpec::Experts { down, combine, .. } => (formats.frac + down.weight_frac - down.truncate, combine.ring),
             NodeSpec::Attention { .. } | NodeSpec::Causal { .. } | NodeSpec::Route { .. } => {
                 (formats.frac, formats.wide)
             }
@@ -232,6 +233,18 @@ impl<'a> Adapting<'a> {
                 if let (Some(before), Some(after)) = (before.route, stats.route) {
                     self.scores(name, before.max_spread.max(before.max_score), after.max_spread.max(after.max_score));
                 }
+            }
+            NodeSpec::Experts { up, gated, down, .. } => {
+                self.grown(name, "the sum over experts", [before.max_abs, stats.max_abs], room(ring));
+                if let (Some(before), Some(after)) = (before.route, stats.route) {
+                    self.scores(name, before.max_spread.max(before.max_score), after.max_spread.max(after.max_score));
+                }
+                let (before, after) = (before.experts.unwrap_or_default(), stats.experts.unwrap_or_default());
+                let inner = self.numerics.formats.frac;
+                let room = |ring: u32, frac: u32| power(ring as i32 - 2 - frac as i32);
+                self.grown(name, "what leads into an expert", [before.up, after.up], room(up.ring, inner));
+                self.grown(name, "the gated product", [before.gated, after.gated], room(gated.ring, inner));
+                self.grown(name, "what leads out of an expert", [before.down, after.down], room(down.ring, frac));
             }
             NodeSpec::None if node.op == Op::MeanRows => {
                 self.grown(name, "the mean over rows", [before.max_abs, stats.max_abs], 0.0);

@@ -6,7 +6,7 @@ use tercet_core::spec::{
     ActivationSpec, BoundSpec, EXP_LOG2_RANGE, EXP_TOP_BITS, GatedSpec, InverseSpec, LinearSpec, LookupSpec, NormSpec,
     Numerics, ScaleSpec,
 };
-use tercet_model::graph::{Graph, Node, Op};
+use tercet_model::graph::{Activation, Expert, Graph, Node, Op};
 use tercet_model::{AttentionStats, NodeStats, NormStats, Ranges};
 
 use crate::gates::activation;
@@ -159,7 +159,8 @@ pub fn choose(
                 NodeSpec::Norm(norm) => norm.ring,
                 NodeSpec::Add { ring }
                 | NodeSpec::Gated(GatedSpec { ring, .. })
-                | NodeSpec::Scale(ScaleSpec { ring, .. }) => *ring,
+                | NodeSpec::Scale(ScaleSpec { ring, .. })
+                | NodeSpec::Experts { combine: ScaleSpec { ring, .. }, .. } => *ring,
                 _ => chooser.choice.formats.wide,
             });
             spec
@@ -291,17 +292,10 @@ impl Chooser<'_> {
             }
             Op::Gated(kind) => {
                 let ring = input.and_then(|v| self.rings.get(v)).copied().unwrap_or(wide);
-                let ring_out = if wide == 32 { wide } else { wide - frac };
-                let mut function = activation(*kind, self.choice.profile, frac, ring);
-                if let ActivationSpec::Gate(gate) = &mut function {
-                    gate.ring = ring_out + frac;
-                }
-                self.check(name, "the gated product", size, self.choice.limit(ring_out));
-                (NodeSpec::Gated(GatedSpec { activation: function, truncate: frac, ring: ring_out }), frac)
+                (NodeSpec::Gated(self.gated(name, *kind, ring, size)), frac)
             }
             Op::Route { top } => {
-                let spread = stats.route.map_or(0.0, |r| f64::from(r.max_spread).max(f64::from(r.max_score)) * MARGIN);
-                self.scores(name, spread, 2.0);
+                self.route(name, stats);
                 (NodeSpec::Route { top: *top }, frac)
             }
             Op::ScaleBlocks => {
@@ -309,8 +303,65 @@ impl Chooser<'_> {
                 self.check(name, "the scaled blocks", size, self.choice.limit(ring));
                 (NodeSpec::Scale(ScaleSpec { truncate: frac, ring }), frac)
             }
+            Op::Experts { top, activation, experts } => {
+                let out = self.linear_frac(name);
+                (self.experts(name, *top, *activation, experts, [input_frac, out], stats), out)
+            }
             Op::FirstRow | Op::LastRow => (NodeSpec::None, input_frac),
         }
+    }
+
+    /// The numbers of a gated product of this size, whose halves come in `ring`.
+    fn gated(&mut self, name: &str, kind: Activation, ring: u32, size: f64) -> GatedSpec {
+        let Numerics { wide, frac } = self.choice.formats;
+        let ring_out = if wide == 32 { wide } else { wide - frac };
+        let mut function = activation(kind, self.choice.profile, frac, ring);
+        if let ActivationSpec::Gate(gate) = &mut function {
+            gate.ring = ring_out + frac;
+        }
+        self.check(name, "the gated product", size, self.choice.limit(ring_out));
+        GatedSpec { activation: function, truncate: frac, ring: ring_out }
+    }
+
+    /// The numbers of experts behind a public gate, which read and give values at these scales.
+    fn experts(
+        &mut self,
+        name: &str,
+        top: usize,
+        kind: Activation,
+        experts: &[Expert],
+        [input_frac, out]: [u32; 2],
+        stats: &NodeStats,
+    ) -> NodeSpec {
+        let Numerics { wide, frac } = self.choice.formats;
+        let seen = stats.experts.unwrap_or_default();
+        let [sum, up, gated, down] = [stats.max_abs, seen.up, seen.gated, seen.down].map(|v| f64::from(v) * MARGIN);
+        self.route(name, stats);
+        let up_frac = self.weight_frac(name, input_frac, up);
+        let down_frac = self.weight_frac(name, frac, down);
+        for Expert { up, down } in experts {
+            self.tensor(up, wide, up_frac, 1.0, true);
+            self.tensor(down, wide, down_frac, 1.0, true);
+        }
+        let truncate = input_frac + up_frac - frac;
+        let mut ring = bits_of(up, frac).min(wide - truncate);
+        let gated = self.gated(name, kind, ring, gated);
+        if let ActivationSpec::Gate(gate) = &gated.activation {
+            ring = ring.max(gate.body_ring);
+        }
+        let up = LinearSpec { weight_frac: up_frac, truncate, ring };
+        let truncate = frac + down_frac - out;
+        let down = LinearSpec { weight_frac: down_frac, truncate, ring: wide - truncate };
+        // The sum is taken in wide lanes.
+        let combine = ScaleSpec { truncate: frac, ring: if wide == 32 { wide } else { wide - frac } };
+        self.check(name, "the sum over experts", sum, power(combine.ring as i32 - 2 - out as i32));
+        NodeSpec::Experts { top, up, gated, down, combine }
+    }
+
+    /// Takes the scores of experts into account.
+    fn route(&mut self, name: &str, stats: &NodeStats) {
+        let spread = stats.route.map_or(0.0, |r| f64::from(r.max_spread).max(f64::from(r.max_score)) * MARGIN);
+        self.scores(name, spread, 2.0);
     }
 
     /// Takes the scores of an attention into account; the largest of its values.
@@ -374,14 +425,7 @@ impl Chooser<'_> {
         size: f64,
     ) -> LinearSpec {
         let wide = self.choice.formats.wide;
-        let limit = |weight_frac: u32| power((wide - input_frac - weight_frac) as i32 - 2);
-        let fits = |weight_frac: u32| size < limit(weight_frac);
-        let weight_frac =
-            (self.choice.least_weight_frac..=self.choice.weight_frac).rev().find(|&f| fits(f)).unwrap_or_else(|| {
-                let least = self.choice.least_weight_frac;
-                self.check(name, "the result", size, limit(least));
-                least
-            });
+        let weight_frac = self.weight_frac(name, input_frac, size);
         let truncate = input_frac + weight_frac - frac;
         self.tensor(weight, wide, weight_frac, 1.0, true);
         if let Some(bias) = bias {
@@ -392,6 +436,17 @@ impl Chooser<'_> {
         let needed = bits_of(size, frac).max(self.bits_of_sums(name, frac));
         let ring = if self.beside_activation(name) { needed.min(wide - truncate) } else { wide - truncate };
         LinearSpec { weight_frac, truncate, ring }
+    }
+
+    /// The scale of weights: as fine as products of this size allow.
+    fn weight_frac(&mut self, name: &str, input_frac: u32, size: f64) -> u32 {
+        let wide = self.choice.formats.wide;
+        let limit = |weight_frac: u32| power((wide - input_frac - weight_frac) as i32 - 2);
+        let least = self.choice.least_weight_frac;
+        (least..=self.choice.weight_frac).rev().find(|&f| size < limit(f)).unwrap_or_else(|| {
+            self.check(name, "the result", size, limit(least));
+            least
+        })
     }
 
     /// Bits that the largest sum takes which reads this node.

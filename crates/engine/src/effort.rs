@@ -106,6 +106,13 @@ impl Effort {
                 let products = self.with(Term::MultiplyAdd, product([made.rows, inner, cols]));
                 products.with(Term::Weight, product([inner, cols]))
             }
+            Op::Experts { top, experts, .. } => {
+                let Some(first) = experts.first() else { return Ok(self) };
+                let (inner, cols) = manifest.shape_of(&first.down)?;
+                let taken = (*top * made.rows).min(experts.len());
+                let products = self.with(Term::MultiplyAdd, 3 * product([*top, made.rows, inner, cols]));
+                products.with(Term::Weight, 3 * product([taken, inner, cols]))
+            }
             // Queries by keys, and weights by values: `width` multiply-adds over all heads for each pair of rows.
             Op::Attention { .. } => {
                 let rows = made.rows / geometry.batch;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, GatedSpec, InverseSpec,
-    LinearSpec, LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, ExpertsSpec, GatedSpec,
+    InverseSpec, LinearSpec, LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
 use tercet_model::graph::{Graph, Input, Op, Output};
 use tercet_model::{Decoder, Generation, Interface, RowInput};
@@ -76,6 +76,19 @@ pub enum NodeSpec {
     },
     /// Of blocks scaled by these.
     Scale(ScaleSpec),
+    /// Of experts behind a public gate; the numbers of their weights depend on how many have a say.
+    Experts {
+        /// How many have a say.
+        top: usize,
+        /// What leads into an expert.
+        up: LinearSpec,
+        /// The gate within it.
+        gated: GatedSpec,
+        /// What leads out of it.
+        down: LinearSpec,
+        /// The weighed sum.
+        combine: ScaleSpec,
+    },
     /// Of a sum.
     Add {
         /// Its ring, which its operands are reduced to.
@@ -226,6 +239,14 @@ impl ModelNumerics {
         RouteSpec { top, softmax: self.attention(experts, 1.0) }
     }
 
+    /// The numbers of experts behind a public gate; none where these are of something else.
+    pub fn experts(&self, spec: &NodeSpec) -> Option<ExpertsSpec> {
+        let NodeSpec::Experts { top, up, gated, down, combine } = spec else { return None };
+        // Exponentials are those of the top alone.
+        let (route, gated) = (self.route(*top, *top), gated.clone());
+        Some(ExpertsSpec { route, up: *up, gated, down: *down, combine: *combine })
+    }
+
     /// The numbers of the choice of a token among scores that come in `ring`.
     pub fn choice(&self, vocab: usize, ring: u32) -> ChoiceSpec {
         let frac = self.formats.frac;
@@ -269,6 +290,7 @@ impl ModelNumerics {
                     context: graph.max_rows(),
                     index_bits: self.choice(*vocab, output_ring).index_bits,
                     generation: Generation::default(),
+                    public_gate: graph.opens_gate(),
                 }),
                 Output::Embedding { .. } | Output::Logits { .. } => None,
             },

@@ -37,11 +37,13 @@ pub(crate) fn unsound<'a>(graph: &'a Graph, numerics: &ModelNumerics) -> Option<
             }
         }
         NodeSpec::Activation(spec) => activation(spec, numerics.formats),
-        NodeSpec::Gated(GatedSpec { activation: spec, truncate, ring }) => {
-            let gate = matches!(spec, ActivationSpec::Gate(gate) if Some(gate.ring) == ring.checked_add(*truncate));
-            gate && activation(spec, numerics.formats)
-        }
+        NodeSpec::Gated(spec) => gated(spec, numerics.formats),
         NodeSpec::Route { top } => scores && (1..=PIECES).contains(top),
+        NodeSpec::Experts { top, up, gated: gate, down, combine } => {
+            let linear = |spec| linear(spec, numerics.formats);
+            let sums = within(combine.ring, combine.truncate, LANE) && combine.ring <= numerics.formats.wide;
+            scores && (1..=PIECES).contains(top) && linear(up) && linear(down) && gated(gate, numerics.formats) && sums
+        }
         NodeSpec::Scale(ScaleSpec { truncate, ring }) => within(*ring, *truncate, numerics.formats.wide),
         NodeSpec::Add { ring } => (2..=numerics.formats.wide).contains(ring),
         NodeSpec::None => true,
@@ -123,6 +125,11 @@ fn activation(spec: &ActivationSpec, formats: Numerics) -> bool {
         ActivationSpec::Relu { ring } => (2..=formats.wide).contains(ring),
         ActivationSpec::Gate(spec) | ActivationSpec::Odd(spec) => gate(spec, formats.frac),
     }
+}
+
+fn gated(GatedSpec { activation: spec, truncate, ring }: &GatedSpec, formats: Numerics) -> bool {
+    let gate = matches!(spec, ActivationSpec::Gate(gate) if Some(gate.ring) == ring.checked_add(*truncate));
+    gate && activation(spec, formats)
 }
 
 fn gate(spec: &GateSpec, frac: u32) -> bool {

@@ -122,6 +122,13 @@ fn step<S: Suite>(
             let weights = at_least(suite, values, inputs.get(1).copied().unwrap_or(0), ring, wide)?;
             keeps(&x, suite.scale_blocks(&x.tensor, &weights.tensor, spec)?, spec.ring)
         }
+        (Op::Experts { experts, .. }, NodeSpec::Experts { up, .. }) => {
+            let x = at_least(suite, values, first, up.ring + up.truncate, wide)?;
+            let scores = present(values, inputs.get(1).copied().unwrap_or(0))?;
+            let spec = numerics.experts(spec).ok_or_else(|| Error::Misuse("no experts".into()))?;
+            let names: Vec<[&str; 2]> = experts.iter().map(|e| [e.up.as_str(), e.down.as_str()]).collect();
+            keeps(&x, suite.experts(&x.tensor, &scores.tensor, &names, &spec)?, spec.combine.ring)
+        }
         (Op::Attention { heads }, NodeSpec::Attention { max_value }) => {
             let x = present(values, first)?;
             let spec = numerics.attention(x.rows, *max_value);

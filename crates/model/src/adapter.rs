@@ -4,7 +4,7 @@
 //! there, and `U` their `B`, each in its own columns, times `alpha / r` and what the weight itself is multiplied by. So the base
 //! keeps its tensors as they are, and what an adapter brings is small and its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -250,7 +250,8 @@ impl Model {
     ///
     /// # Errors
     /// Everything by which it is an adapter of another base: layers that this one does not have or that have other widths there,
-    /// layers that it should change and does not. Layers that give the scores of tokens cannot be adapted.
+    /// layers that it should change and does not. Layers that give the scores of tokens cannot be adapted, nor can experts behind a
+    /// public gate.
     pub fn with_adapter(&self, adapter: &Adapter) -> Result<Model, LoadError> {
         let mut problems = Vec::new();
         let mut places = BTreeMap::<&str, Vec<(usize, Part<'_>)>>::new();
@@ -260,6 +261,9 @@ impl Model {
                 places.entry(part.module).or_default().push((index, part));
             }
         }
+        let experts = self.graph.nodes.iter().filter(|node| matches!(node.op, Op::Experts { .. }));
+        let matrices = experts.flat_map(|node| node.op.tensors()).filter_map(|name| self.recipes.get(name));
+        let behind_gate: BTreeSet<&str> = matrices.flat_map(Recipe::parts).map(|part| part.module).collect();
         let scores = if self.graph.is_decoder() { self.graph.nodes.len() - 1 } else { usize::MAX };
         let canonical = |name: &str| name.strip_prefix(self.prefix).unwrap_or(name).to_owned();
         let layers: BTreeMap<String, &LowRank> = adapter.layers.iter().map(|(n, l)| (canonical(n), l)).collect();
@@ -267,7 +271,10 @@ impl Model {
         for (name, layer) in &layers {
             let mut misfit = |what: String| problems.push(Problem::Misfit { name: name.clone(), what });
             let Some(places) = places.get(name.as_str()) else {
-                misfit("the base has no linear layer of this name: it is an adapter of another base".into());
+                misfit(match behind_gate.contains(name.as_str()) {
+                    true => "experts behind a public gate cannot be adapted; share the base with a secret one".into(),
+                    false => "the base has no linear layer of this name: it is an adapter of another base".into(),
+                });
                 continue;
             };
             let (widths, wanted) = (layer.widths(), places[0].1.widths);

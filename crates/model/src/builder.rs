@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::config::Config;
 use crate::error::Problem;
+use crate::gate::Gate;
 use crate::graph::{Graph, Node, Op, TensorSpec, ValueId};
 use crate::pooling::Pooling;
 use crate::recipe::{Block, Recipe};
@@ -23,6 +24,7 @@ pub(crate) struct Builder<'a> {
 pub(crate) fn build(
     config: &Config,
     pooling: Pooling,
+    gate: Gate,
     weights: &Weights,
     problems: &mut Vec<Problem>,
 ) -> (Graph, Vec<Recipe>) {
@@ -34,7 +36,7 @@ pub(crate) fn build(
             (config.family, input, output)
         }
         Config::Decoder(config) => {
-            let (input, output) = builder.decoder(config);
+            let (input, output) = builder.decoder(config, gate);
             (config.family, input, output)
         }
     };

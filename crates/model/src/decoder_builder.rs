@@ -3,7 +3,8 @@
 use crate::builder::Builder;
 use crate::config::Family;
 use crate::decoder_config::DecoderConfig;
-use crate::graph::{Activation, Input, Op, Output, Reach, ValueId};
+use crate::gate::Gate;
+use crate::graph::{Activation, Expert, Input, Op, Output, Reach, ValueId};
 use crate::recipe::{Block, LOG2_E, Recipe, query_scale};
 
 /// Where the stored tensors of the body are.
@@ -14,13 +15,14 @@ const IDLE: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".self_attn.rotary_e
 /// A decoder under construction.
 struct Decoder<'a, 'b> {
     config: &'a DecoderConfig,
+    gate: Gate,
     builder: &'a mut Builder<'b>,
 }
 
 impl Builder<'_> {
     /// The nodes of a decoder.
-    pub(crate) fn decoder(&mut self, config: &DecoderConfig) -> (Input, Output) {
-        let mut decoder = Decoder { config, builder: self };
+    pub(crate) fn decoder(&mut self, config: &DecoderConfig, gate: Gate) -> (Input, Output) {
+        let mut decoder = Decoder { config, gate, builder: self };
         let mut x = decoder.embeddings();
         for (layer, window) in config.windows.iter().enumerate() {
             x = decoder.layer(layer, *window, x);
@@ -69,7 +71,10 @@ impl Decoder<'_, '_> {
         let y = self.norm(&format!("{at}/ffn/norm"), &format!("{stored}.{}", norms[1]), x);
         let y = match (self.config.family, self.config.experts) {
             (Family::Gpt2, _) => self.gpt2_feed_forward(&at, &stored, y),
-            (_, Some((experts, top))) => self.mixture(&at, &stored, experts, top, y),
+            (_, Some((experts, top))) => match self.gate {
+                Gate::Secret => self.mixture(&at, &stored, experts, top, y),
+                Gate::Public => self.routed_mixture(&at, &stored, experts, top, y),
+            },
             (_, None) => self.gated_feed_forward(&at, &stored, y),
         };
         self.builder.node(&format!("{at}/ffn/add"), Op::Add, vec![y, x])
@@ -131,9 +136,7 @@ impl Decoder<'_, '_> {
     fn mixture(&mut self, at: &str, stored: &str, experts: usize, top: usize, x: ValueId) -> ValueId {
         let (h, inner) = (self.config.hidden, self.config.intermediate);
         let stored = format!("{stored}.block_sparse_moe");
-        // Weights of experts are taken to base 2, as softmax is.
-        let gate = [(format!("{stored}.gate"), experts)];
-        let scores = self.beside(&format!("{at}/ffn/router"), &gate, LOG2_E, false, x);
+        let scores = self.router(at, &stored, experts, x);
         let route = self.builder.node(&format!("{at}/ffn/route"), Op::Route { top }, vec![scores]);
         let of_experts = |part: &str| -> Vec<String> {
             (0..experts).map(|expert| format!("{stored}.experts.{expert}.{part}")).collect()
@@ -149,6 +152,33 @@ impl Decoder<'_, '_> {
             blocks.push(Block::transposed(name, inner, h).at(expert * inner, 0));
         }
         self.builder.linear_of(&format!("{at}/ffn/down"), blocks.into(), None, experts * inner, h, y)
+    }
+
+    /// Each row through its own experts alone, which everybody learns.
+    fn routed_mixture(&mut self, at: &str, stored: &str, count: usize, top: usize, x: ValueId) -> ValueId {
+        let (h, inner) = (self.config.hidden, self.config.intermediate);
+        let stored = format!("{stored}.block_sparse_moe");
+        let scores = self.router(at, &stored, count, x);
+        let name = format!("{at}/ffn/experts");
+        let mut experts = Vec::new();
+        for expert in 0..count {
+            let at = format!("{stored}.experts.{expert}");
+            let [gate, up] = ["w1", "w3"].map(|part| self.builder.stored(&format!("{at}.{part}.weight"), &[inner, h]));
+            let up = vec![Block::transposed(gate, h, inner), Block::transposed(up, h, inner).at(0, inner)];
+            let down = self.builder.stored(&format!("{at}.w2.weight"), &[h, inner]);
+            let down = Block::transposed(down, inner, h);
+            experts.push(Expert {
+                up: self.builder.tensor(&name, &format!("{expert}/up"), h, 2 * inner, up.into()),
+                down: self.builder.tensor(&name, &format!("{expert}/down"), inner, h, down.into()),
+            });
+        }
+        self.builder.node(&name, Op::Experts { top, activation: Activation::Silu, experts }, vec![x, scores])
+    }
+
+    /// The scores of experts, to base 2 as those of attention are.
+    fn router(&mut self, at: &str, stored: &str, experts: usize, x: ValueId) -> ValueId {
+        let gate = [(format!("{stored}.gate"), experts)];
+        self.beside(&format!("{at}/ffn/router"), &gate, LOG2_E, false, x)
     }
 
     fn head(&mut self, x: ValueId) {

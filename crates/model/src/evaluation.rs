@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use candle_core::{D, DType, Tensor};
 
 use crate::attention::{Attention, Heads};
-use crate::graph::{Activation, Node, Op};
+use crate::graph::{Activation, Expert, Node, Op};
 use crate::model::TensorError;
 use crate::oracle::OracleError;
-use crate::stats::{GatedStats, NodeStats, NormStats, RouteStats, Span};
+use crate::stats::{ExpertsStats, GatedStats, NodeStats, NormStats, RouteStats, Span};
 
 /// Tensors of a graph by name.
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
@@ -28,6 +28,7 @@ enum Inside {
     Attention(Attention),
     Gated { argument: Tensor, activated: Tensor, factor: Tensor },
     Route { scores: Tensor },
+    Experts { scores: Tensor, gated: GatedStats, experts: ExpertsStats },
 }
 
 impl Evaluation {
@@ -65,14 +66,7 @@ impl Evaluation {
             Op::Activation(activation) => {
                 return Ok(Self { value: apply(*activation, x)?, inside: Inside::Activation { argument: x.clone() } });
             }
-            Op::Gated(activation) => {
-                let width = x.dim(1)? / 2;
-                let argument = x.narrow(1, 0, width)?.contiguous()?;
-                let factor = x.narrow(1, width, width)?.contiguous()?;
-                let activated = apply(*activation, &argument)?;
-                let value = (&activated * &factor)?;
-                return Ok(Self { value, inside: Inside::Gated { argument, activated, factor } });
-            }
+            Op::Gated(activation) => return Self::gated(*activation, x),
             Op::Route { top } => {
                 return Ok(Self { value: route(x, *top)?, inside: Inside::Route { scores: x.clone() } });
             }
@@ -82,12 +76,58 @@ impl Evaluation {
                 let x = x.reshape((rows, blocks, width / blocks))?;
                 x.broadcast_mul(&read[1].unsqueeze(2)?)?.reshape((rows, width))?
             }
+            Op::Experts { top, activation, experts } => {
+                return Self::experts(read, *top, *activation, experts, tensors);
+            }
             Op::LastRow if every_row => x.clone(),
             Op::LastRow => x.narrow(0, x.dim(0)? - 1, 1)?,
             Op::FirstRow => x.narrow(0, 0, 1)?,
             Op::MeanRows => x.mean_keepdim(0)?,
         };
         Ok(Self { value, inside: Inside::Nothing })
+    }
+
+    /// Each row through its experts.
+    fn experts(
+        read: &[Tensor],
+        top: usize,
+        activation: Activation,
+        experts: &[Expert],
+        tensors: &Tensors,
+    ) -> Result<Self, OracleError> {
+        let tensor = |name: &str| tensors.get(name).ok_or_else(|| TensorError::Unknown(name.into()));
+        let (x, scores) = (&read[0], read[1].clone());
+        let (weights, chosen) = (route(&scores, top)?, chosen(&scores, top)?);
+        let mut value = x.zeros_like()?;
+        let mut stats = NodeStats::default();
+        for (number, expert) in experts.iter().enumerate() {
+            let rows: Vec<u32> =
+                (0..).zip(&chosen).filter(|(_, row)| row.contains(&number)).map(|(at, _)| at).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let rows = Tensor::from_slice(&rows, rows.len(), x.device())?;
+            let up = x.index_select(&rows, 0)?.matmul(tensor(&expert.up)?)?;
+            let inside = Self::gated(activation, &up)?;
+            let down = inside.value.matmul(tensor(&expert.down)?)?;
+            let weights = weights.narrow(1, number, 1)?.contiguous()?.index_select(&rows, 0)?;
+            value = value.index_add(&rows, &down.broadcast_mul(&weights)?, 0)?;
+            let gated = inside.stats()?;
+            let ranges = ExpertsStats { up: max_abs(&up)?, gated: gated.max_abs, down: max_abs(&down)? };
+            stats.merge(&NodeStats { max_abs: 0.0, experts: Some(ranges), ..gated });
+        }
+        let (gated, experts) = (stats.gated.unwrap_or(GatedStats::NONE), stats.experts.unwrap_or_default());
+        Ok(Self { value, inside: Inside::Experts { scores, gated, experts } })
+    }
+
+    /// `f(a) * b`.
+    fn gated(activation: Activation, x: &Tensor) -> Result<Self, OracleError> {
+        let width = x.dim(1)? / 2;
+        let argument = x.narrow(1, 0, width)?.contiguous()?;
+        let factor = x.narrow(1, width, width)?.contiguous()?;
+        let activated = apply(activation, &argument)?;
+        let value = (&activated * &factor)?;
+        Ok(Self { value, inside: Inside::Gated { argument, activated, factor } })
     }
 
     fn of(attention: Attention) -> Result<Self, OracleError> {
@@ -109,9 +149,10 @@ impl Evaluation {
                 let (activated, factor) = (max_abs(activated)?, max_abs(factor)?);
                 stats.gated = Some(GatedStats { argument: span(argument)?, activated, factor });
             }
-            Inside::Route { scores } => {
-                let spread = (scores.max(D::Minus1)? - scores.min(D::Minus1)?)?;
-                stats.route = Some(RouteStats { max_score: max_abs(scores)?, max_spread: span(&spread)?.max });
+            Inside::Route { scores } => stats.route = Some(route_stats(scores)?),
+            Inside::Experts { scores, gated, experts } => {
+                stats.route = Some(route_stats(scores)?);
+                (stats.gated, stats.experts) = (Some(*gated), Some(*experts));
             }
         }
         Ok(stats)
@@ -136,14 +177,28 @@ fn apply(activation: Activation, x: &Tensor) -> candle_core::Result<Tensor> {
     }
 }
 
-/// The softmax over the `top` largest of each row; of equal scores the first ones count.
+fn route_stats(scores: &Tensor) -> candle_core::Result<RouteStats> {
+    let spread = (scores.max(D::Minus1)? - scores.min(D::Minus1)?)?;
+    Ok(RouteStats { max_score: max_abs(scores)?, max_spread: span(&spread)?.max })
+}
+
+/// The places of the `top` largest of each row, the largest first; of equal scores the first ones.
+fn chosen(scores: &Tensor, top: usize) -> candle_core::Result<Vec<Vec<usize>>> {
+    let rows: Vec<Vec<f64>> = scores.to_dtype(DType::F64)?.to_vec2()?;
+    let of_row = |row: Vec<f64>| {
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+        order.truncate(top);
+        order
+    };
+    Ok(rows.into_iter().map(of_row).collect())
+}
+
+/// The softmax over the `top` largest of each row.
 fn route(scores: &Tensor, top: usize) -> candle_core::Result<Tensor> {
     let rows: Vec<Vec<f64>> = scores.to_dtype(DType::F64)?.to_vec2()?;
     let mut weights = Vec::new();
-    for row in &rows {
-        let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-        let chosen = &order[..top.min(order.len())];
+    for (row, chosen) in rows.iter().zip(&chosen(scores, top)?) {
         let largest = chosen.first().map_or(0.0, |first| row[*first]);
         let sum: f64 = chosen.iter().map(|i| (row[*i] - largest).exp2()).sum();
         let weight = |i: usize| if chosen.contains(&i) { (row[i] - largest).exp2() / sum } else { 0.0 };

@@ -141,6 +141,20 @@ pub enum Op {
     /// Multiplies each of the equal blocks of columns of the first value, as many as the second has columns, by that column:
     /// `[.., blocks * width]` and `[.., blocks]`.
     ScaleBlocks,
+    /// A mixture of experts behind a public gate, of the rows of the first value and the scores of their router, the second: for each row
+    /// the sum of what the `top` experts with its largest scores make of it, weighed by the softmax over those scores to base 2. An
+    /// expert multiplies by its matrix in, takes `f(a) * b` as [`Op::Gated`] does, and multiplies by its matrix out.
+    ///
+    /// **Which experts a row goes to is opened to every node.** With [`Op::Route`] and [`Op::ScaleBlocks`] it is to none, and every
+    /// expert runs.
+    Experts {
+        /// How many experts a row goes to.
+        top: usize,
+        /// `f`.
+        activation: Activation,
+        /// The experts.
+        experts: Vec<Expert>,
+    },
     /// The first row of each input: `[batch, width]`.
     FirstRow,
     /// The last row of each sequence of a step: `[sequences, width]`; every row where a request asks for the scores of all
@@ -148,6 +162,15 @@ pub enum Op {
     LastRow,
     /// The mean over the (unpadded) rows of each input: `[batch, width]`.
     MeanRows,
+}
+
+/// The matrices of an expert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Expert {
+    /// `[in, 2 * inner]`: what is gated by, and what is gated.
+    pub up: String,
+    /// `[inner, out]`.
+    pub down: String,
 }
 
 /// Which of the keys up to its own position a query sees: the last `window` of them, and those of the first `global` positions.

@@ -43,6 +43,8 @@ pub struct Decoder {
     pub index_bits: u32,
     /// How it is meant to be sampled.
     pub generation: Generation,
+    /// Whether its nodes learn which experts each token goes to.
+    pub public_gate: bool,
 }
 
 /// How the rows of an input come in.

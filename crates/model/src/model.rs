@@ -12,6 +12,7 @@ use crate::builder::build;
 use crate::config::{Config, Family};
 use crate::encoder_config::{EncoderConfig, Head};
 use crate::error::{LoadError, Problem};
+use crate::gate::Gate;
 use crate::generation::Generation;
 use crate::graph::{Graph, Input};
 use crate::pooling::{Pool, Pooling};
@@ -79,6 +80,14 @@ impl Model {
     /// # Errors
     /// Everything that is wrong with the directory, at once.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
+        Self::load_with(dir, Gate::Secret)
+    }
+
+    /// The same with a gate of its mixtures of experts, if it has any.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the directory, at once.
+    pub fn load_with(dir: &Path, gate: Gate) -> Result<Self, LoadError> {
         let (mut problems, mut notes) = (Vec::new(), Vec::new());
         let (family, config) = Config::read(dir, &mut problems, &mut notes);
         let weights = Weights::open(dir, family.map_or("", Family::prefix), &mut problems);
@@ -95,7 +104,7 @@ impl Model {
         };
         let has_files = weights.entries().next().is_some();
         let mut of_tensors = Vec::new();
-        let (graph, recipes) = build(&config, pooling, &weights, &mut of_tensors);
+        let (graph, recipes) = build(&config, pooling, gate, &weights, &mut of_tensors);
         if has_files {
             problems.append(&mut of_tensors);
         }
@@ -125,13 +134,13 @@ impl Model {
     ///
     /// # Errors
     /// Everything that is wrong with these files, at once.
-    pub fn graph_of(dir: &Path) -> Result<Graph, LoadError> {
+    pub fn graph_of(dir: &Path, gate: Gate) -> Result<Graph, LoadError> {
         let (mut problems, mut notes) = (Vec::new(), Vec::new());
         let (_, config) = Config::read(dir, &mut problems, &mut notes);
         let Some(config) = config else { return Err(LoadError { problems }) };
         let pooling = pooling(dir, Some(&config), &mut problems, &mut notes);
         // All that can be wrong with tensors is that they are missing, which they may be.
-        let (graph, _) = build(&config, pooling, &Weights::empty(), &mut Vec::new());
+        let (graph, _) = build(&config, pooling, gate, &Weights::empty(), &mut Vec::new());
         if problems.is_empty() {
             problems.extend(graph.validate().err().map(Problem::Graph));
         }

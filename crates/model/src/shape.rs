@@ -40,7 +40,7 @@ impl Graph {
                     (None, (*heads, heads.saturating_add(kv_heads.saturating_mul(2))))
                 }
                 Op::Gated(_) => (None, (1, 2)),
-                Op::Add | Op::Activation(_) | Op::Route { .. } | Op::ScaleBlocks => (None, (1, 1)),
+                Op::Add | Op::Activation(_) | Op::Route { .. } | Op::ScaleBlocks | Op::Experts { .. } => (None, (1, 1)),
                 Op::FirstRow | Op::LastRow | Op::MeanRows => (None, (1, 1)),
             };
             if let Some(name) = named {
@@ -87,6 +87,11 @@ impl Graph {
     /// Whether it gives the scores of a next token: then its attention is causal, and its input is a sequence that goes on.
     pub fn is_decoder(&self) -> bool {
         matches!(self.output, Output::NextToken { .. })
+    }
+
+    /// Whether a mixture in it has a public gate: every node learns which experts each token goes to.
+    pub fn opens_gate(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.op, Op::Experts { .. }))
     }
 
     /// Number of causal attentions: as many have keys and values to keep from step to step.
@@ -180,6 +185,7 @@ impl Op {
             Self::Linear { weight, bias } => std::iter::once(weight).chain(bias).map(String::as_str).collect(),
             Self::LayerNorm { gain, bias, .. } => vec![gain, bias],
             Self::RmsNorm { gain, .. } => vec![gain],
+            Self::Experts { experts, .. } => experts.iter().flat_map(|e| [e.up.as_str(), e.down.as_str()]).collect(),
             Self::Attention { .. }
             | Self::CausalAttention { .. }
             | Self::Add
@@ -195,6 +201,6 @@ impl Op {
 
     /// How many values it reads.
     pub fn arity(&self) -> usize {
-        if matches!(self, Self::Add | Self::ScaleBlocks) { 2 } else { 1 }
+        if matches!(self, Self::Add | Self::ScaleBlocks | Self::Experts { .. }) { 2 } else { 1 }
     }
 }

@@ -17,6 +17,8 @@ pub struct NodeStats {
     pub gated: Option<GatedStats>,
     /// For a choice of experts.
     pub route: Option<RouteStats>,
+    /// For experts behind a public gate, beside the ranges of their gated activations and of their choice.
+    pub experts: Option<ExpertsStats>,
 }
 
 /// Smallest and largest.
@@ -83,6 +85,22 @@ pub struct RouteStats {
     pub max_spread: f32,
 }
 
+/// Ranges inside the experts that rows went to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExpertsStats {
+    /// Largest absolute element of what matrices in give.
+    pub up: f32,
+    /// Largest absolute gated product.
+    pub gated: f32,
+    /// Largest absolute element of what matrices out give.
+    pub down: f32,
+}
+
+impl GatedStats {
+    /// Of nothing.
+    pub(crate) const NONE: Self = Self { argument: Span { min: 0.0, max: 0.0 }, activated: 0.0, factor: 0.0 };
+}
+
 impl Span {
     /// Of all values given. Of none: `[0, 0]`.
     pub fn of(values: impl IntoIterator<Item = f32>) -> Self {
@@ -127,6 +145,11 @@ impl NodeStats {
         merge_into(&mut self.route, &other.route, |a, b| {
             a.max_score = a.max_score.max(b.max_score);
             a.max_spread = a.max_spread.max(b.max_spread);
+        });
+        merge_into(&mut self.experts, &other.experts, |a, b| {
+            a.up = a.up.max(b.up);
+            a.gated = a.gated.max(b.gated);
+            a.down = a.down.max(b.down);
         });
     }
 }

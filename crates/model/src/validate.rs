@@ -292,6 +292,18 @@ impl<'a> Check<'a> {
                 }
                 Ok((rows, width))
             }
+            Op::Experts { top, experts, .. } => {
+                let (other_rows, scores) = self.values[node.inputs[1]];
+                if other_rows != rows || scores != experts.len() || *top == 0 || *top > scores {
+                    return Err(format!("{top} of {} experts by {scores} scores of the same rows", experts.len()));
+                }
+                let inner = self.tensors.get(experts[0].down.as_str()).map_or(0, |(spec, _)| spec.rows);
+                for expert in experts {
+                    shaped(self.tensor(&expert.up)?, width, inner.saturating_mul(2))?;
+                    shaped(self.tensor(&expert.down)?, inner, width)?;
+                }
+                Ok((rows, width))
+            }
             Op::LastRow => per_input("taking the last row").map(|_| (Rows::One, width)),
             Op::Add => {
                 let other = self.values[node.inputs[1]];
@@ -312,7 +324,8 @@ impl<'a> Check<'a> {
             op,
             Op::Attention { .. } | Op::AddRows { .. } | Op::PrependRow { .. } | Op::FirstRow | Op::MeanRows
         );
-        let of_decoders = matches!(op, Op::CausalAttention { .. } | Op::AddPositions { .. } | Op::LastRow);
+        let of_decoders =
+            matches!(op, Op::CausalAttention { .. } | Op::AddPositions { .. } | Op::Experts { .. } | Op::LastRow);
         match self.graph.is_decoder() {
             true if of_encoders => Err("it has no place in a graph whose output is a next token".into()),
             false if of_decoders => Err("it has a place only in a graph whose output is a next token".into()),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tercet_model::graph::{Graph, Input, Op, Output, Reach};
-use tercet_model::{Generation, Model, Oracle, OracleError, OracleInput, Precision, TextStream, Truncate};
+use tercet_model::{Gate, Generation, Model, Oracle, OracleError, OracleInput, Precision, TextStream, Truncate};
 
 const FAMILIES: [&str; 6] = ["gpt2", "llama", "llama_biases_tied", "mistral_bf16_sharded", "qwen2", "mixtral"];
 const TOLERANCE: f32 = 1e-4;
@@ -37,9 +37,14 @@ fn reaches(graph: &Graph) -> Vec<Reach> {
     reaches.collect()
 }
 
-/// Scores at every position, in both precisions, and the last of them as the output.
 fn check(name: &str) {
-    let (model, cases) = load(name);
+    check_with(name, Gate::Secret);
+}
+
+/// Scores at every position, in both precisions, and the last of them as the output.
+fn check_with(name: &str, gate: Gate) {
+    let cases = load(name).1;
+    let model = Model::load_with(&fixture(name), gate).expect("the fixture loads");
     assert_eq!(cases.iter().map(|case| case.ids.len()).max(), Some(300));
     for precision in [Precision::F32, Precision::F64] {
         let oracle = Oracle::with_precision(&model, precision).unwrap();
@@ -99,6 +104,19 @@ fn qwen2_with_a_window_in_its_upper_layer() {
 #[test]
 fn mixtral() {
     check("mixtral");
+}
+
+#[test]
+fn mixtral_with_a_public_gate() {
+    check_with("mixtral", Gate::Public);
+    let [secret, public] =
+        [Gate::Secret, Gate::Public].map(|gate| Model::load_with(&fixture("mixtral"), gate).unwrap().graph);
+    assert!(public.opens_gate() && !secret.opens_gate());
+    let size = |graph: &Graph| graph.tensors.iter().map(|tensor| tensor.rows * tensor.cols).sum::<usize>();
+    assert_eq!(size(&public), size(&secret));
+    assert_eq!(Model::graph_of(&fixture("mixtral"), Gate::Public).unwrap(), public);
+    // Of a model without experts there is nothing to open.
+    assert_eq!(Model::load_with(&fixture("llama"), Gate::Public).unwrap().graph, load("llama").0.graph);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tercet_model::graph::{Activation, Graph, Input, Node, Op, Output, Reach, TensorSpec};
-use tercet_model::{GraphError, Model};
+use tercet_model::graph::{Activation, Expert, Graph, Input, Node, Op, Output, Reach, TensorSpec};
+use tercet_model::{Gate, GraphError, Model};
 
 fn load(fixture: &str) -> Graph {
     Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture)).unwrap().graph
@@ -210,6 +210,36 @@ fn experts() {
         g.nodes[weighed].inputs.pop();
     });
     assert!(error.to_string().contains("reads 1 values instead of 2"), "{error}");
+}
+
+#[test]
+fn experts_behind_a_public_gate() {
+    type Change = fn(&mut usize, &mut Vec<Expert>);
+    let with = |change: Change| {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mixtral");
+        let mut graph = Model::load_with(&dir, Gate::Public).unwrap().graph;
+        let Op::Experts { top, experts, .. } = op(&mut graph, "layer0/ffn/experts") else { panic!() };
+        change(top, experts);
+        graph.validate().expect_err("the graph is spoilt").to_string()
+    };
+    let cases: [(Change, &str); 6] = [
+        (|top, _| *top = 0, "0 of 4"),
+        (|top, _| *top = 5, "5 of 4"),
+        (|_, experts| drop(experts.pop()), "2 of 3 experts by 4 scores"),
+        (|_, experts| experts.clear(), "2 of 0 experts"),
+        (|_, experts| experts[1] = experts[0].clone(), "already in use"),
+        (
+            |_, experts| {
+                let Expert { up, down } = &mut experts[0];
+                std::mem::swap(up, down)
+            },
+            "is [",
+        ),
+    ];
+    for (change, what) in cases {
+        let error = with(change);
+        assert!(error.contains("layer0/ffn/experts") && error.contains(what), "{error}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tercet_engine::{
     execute_step, parse_rows, walk,
 };
 use tercet_model::graph::Op;
-use tercet_model::{Matrix, Model, OracleInput};
+use tercet_model::{Matrix, Model, OracleInput, Trace};
 use tercet_net::{InputShare, OutputShare, PartyId, Stream};
 use tercet_plain::{PlainCache, PlainSuite, Value};
 use tercet_ring::{Element, Seed, pack, sharing};
@@ -132,15 +132,24 @@ impl Decoder {
         self.0.oracle.scores(ids).expect("tokens of this model")
     }
 
+    /// Every value of the float oracle, of scores those after the last token.
+    ///
+    /// # Panics
+    /// Where the model does not take these tokens.
+    pub fn trace(&self, ids: &[u32]) -> Trace {
+        self.0.oracle.run(&OracleInput::Tokens(ids.to_vec())).expect("tokens of this model")
+    }
+
     /// How far apart the last expert that has a say and the first that has none are where they are nearest, over all routers and
     /// positions: whatever is off by more than that gives another answer. Infinite without routers.
     ///
     /// # Panics
     /// Where the model does not take these tokens.
     pub fn routing_gap(&self, ids: &[u32]) -> f64 {
-        let trace = self.0.oracle.run(&OracleInput::Tokens(ids.to_vec())).expect("tokens of this model");
+        let trace = self.trace(ids);
         let routers = self.manifest().graph.nodes.iter().filter_map(|node| match node.op {
             Op::Route { top } => Some((top, trace.value(node.inputs[0])?)),
+            Op::Experts { top, .. } => Some((top, trace.value(node.inputs[1])?)),
             _ => None,
         });
         let gap = |(top, scores): (usize, &Matrix)| {

@@ -47,12 +47,17 @@ pub struct ClientConfig {
     pub profile: LinkProfile,
     /// How long a connection may take to be established.
     pub connect_deadline: Duration,
+    /// Whether models with a public gate may be asked: mixtures of experts whose **nodes learn, in every layer, which experts each
+    /// token goes to**, which says something of the text. Their owner decides that they are such models, and this client whether to
+    /// ask them all the same.
+    pub public_gate: bool,
 }
 
 impl ClientConfig {
-    /// A client of these nodes over any network.
+    /// A client of these nodes over any network, that asks no model with a public gate.
     pub fn new(identity: Identity, nodes: [NodeAddress; 3]) -> Self {
-        Self { identity, nodes, profile: LinkProfile::default(), connect_deadline: Duration::from_secs(10) }
+        let (profile, connect_deadline) = (LinkProfile::default(), Duration::from_secs(10));
+        Self { identity, nodes, profile, connect_deadline, public_gate: false }
     }
 }
 
@@ -62,6 +67,7 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     links: Links,
+    public_gate: bool,
     /// By name; dropped when a node refuses a request, as the model may have been shared anew.
     faces: Cache<String, Arc<ModelFace>>,
     /// By digest.
@@ -80,12 +86,12 @@ impl Client {
     /// # Errors
     /// A node cannot be reached, is not who it should be, or does not know this client; the first of them is named.
     pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
-        let ClientConfig { identity, nodes, profile, connect_deadline } = config;
+        let ClientConfig { identity, nodes, profile, connect_deadline, public_gate } = config;
         let keys = nodes.each_ref().map(|node| Some(node.key));
         let endpoint = EndpointConfig { profile, connect_deadline, ..EndpointConfig::client(identity, keys) };
         let links = Links::new(endpoint, nodes.map(|node| node.address))?;
         let faces = Cache::new(FACES_KEPT);
-        let client = Self(Arc::new(Inner { links, faces, tables: Cache::new(TABLES_KEPT) }));
+        let client = Self(Arc::new(Inner { links, public_gate, faces, tables: Cache::new(TABLES_KEPT) }));
         let [p0, p1, p2] = PartyId::ALL.map(|party| client.0.links.connection(party));
         tokio::try_join!(p0, p1, p2)?;
         Ok(client)
@@ -250,6 +256,11 @@ impl Client {
     /// The living connection to a node.
     pub(crate) async fn connection(&self, party: PartyId) -> Result<Connection, Error> {
         self.0.links.connection(party).await
+    }
+
+    /// Whether models with a public gate may be asked.
+    pub(crate) fn takes_public_gate(&self) -> bool {
+        self.0.public_gate
     }
 
     /// Drops what is known of a model: the next call asks the nodes again.

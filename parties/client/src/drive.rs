@@ -57,7 +57,7 @@ impl Client {
         options.check()?;
         let started = Instant::now();
         let face = self.model(model).await?;
-        let context = decoder(&face)?.context;
+        let context = agreed(self, &face)?.context;
         let text = encode(&face, prompt)?;
         let table = self.table_of(&face).await?;
         let prompt_tokens = text.len();
@@ -90,7 +90,7 @@ impl Client {
     pub async fn score(&self, model: &str, text: &str, deadline: Duration) -> Result<Score, Error> {
         let started = Instant::now();
         let face = self.model(model).await?;
-        decoder(&face)?;
+        agreed(self, &face)?;
         let ids = encode(&face, text)?;
         let table = self.table_of(&face).await?;
         let public =
@@ -243,6 +243,17 @@ fn is_absence(error: &Error) -> bool {
 pub(crate) fn decoder(face: &ModelFace) -> Result<&Decoder, Error> {
     let none = || Error::Misuse(format!("model {} gives no tokens: it generates nothing", face.name()));
     face.interface().decoder.as_ref().ok_or_else(none)
+}
+
+/// The same, where this client agrees to what its nodes learn.
+fn agreed<'a>(client: &Client, face: &'a ModelFace) -> Result<&'a Decoder, Error> {
+    let decoder = decoder(face)?;
+    if decoder.public_gate && !client.takes_public_gate() {
+        let opened = "lets its nodes learn which experts each token goes to, which says something of the text";
+        let mend = "where that may be, set public_gate in the client's configuration";
+        return Err(Error::Misuse(format!("model {} {opened}; {mend}", face.name())));
+    }
+    Ok(decoder)
 }
 
 /// The tokenizer of a model of texts.

@@ -35,7 +35,7 @@ pub(crate) fn decoder(wide: u32) -> Interface {
         output: Output::NextToken { vocab: 5 },
         output_is_sum: false,
         output_width: 5,
-        decoder: Some(Decoder { context: 8, index_bits: 3, generation }),
+        decoder: Some(Decoder { context: 8, index_bits: 3, generation, public_gate: false }),
         ..words(wide)
     }
 }

@@ -54,6 +54,11 @@ impl Cost {
         Cost::frame(PartyId::P0, PartyId::P2, payload).and(Cost::frame(PartyId::P0, PartyId::P1, payload))
     }
 
+    /// `payload` bytes that P1 reports to the helper (see [`crate::Session::report`]).
+    pub fn report(payload: usize) -> Cost {
+        Cost { rounds: 1, ..Cost::frame(PartyId::P1, PartyId::P0, payload) }
+    }
+
     /// Both, one after the other.
     pub fn then(self, next: Cost) -> Cost {
         Cost { rounds: self.rounds + next.rounds, ..self.and(next) }

@@ -209,6 +209,30 @@ impl Session {
         Ok(told)
     }
 
+    /// P1 tells the helper `len` bytes that are public by now, for it to deal by. Returns them at the helper, and nothing at the
+    /// evaluators. It is a round: what the helper deals from here on arrives one later than what the evaluators do alone.
+    pub fn report(&mut self, len: usize, payload: impl FnOnce(&mut Session) -> Vec<u8>) -> Result<Bytes> {
+        let step = self.step();
+        self.profiler.rounds(1);
+        self.rounds += 1;
+        match self.party {
+            PartyId::P0 => {
+                let payload = self.receive_bytes(PartyId::P1, step)?;
+                if payload.len() != len {
+                    return Err(self.wrong_length(PartyId::P1, step, payload.len()));
+                }
+                return Ok(payload);
+            }
+            PartyId::P1 => {
+                let payload = payload(self);
+                assert_eq!(payload.len(), len, "reported bytes");
+                self.send_bytes(PartyId::P0, step, payload.into())?;
+            }
+            PartyId::P2 => {}
+        }
+        Ok(Bytes::new())
+    }
+
     /// Starts an exchange between the evaluators: this one's `values`, `bits` bits each, go to the other. At the helper it
     /// counts the round and does nothing else.
     pub fn post<E: Element>(&mut self, values: &[E], bits: u32) -> Result<Posted> {

@@ -263,6 +263,21 @@ pub struct ScaleSpec {
     pub ring: u32,
 }
 
+/// Experts behind a public gate: each row goes through its own alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsSpec {
+    /// The weights of the experts of a row: the softmax over their scores alone.
+    pub route: RouteSpec,
+    /// What leads into an expert: its gate and what is gated, side by side.
+    pub up: LinearSpec,
+    /// The gate.
+    pub gated: GatedSpec,
+    /// What leads out of an expert.
+    pub down: LinearSpec,
+    /// The sum over the experts of a row, each times its weight.
+    pub combine: ScaleSpec,
+}
+
 /// The choice of a token inside the computation: the place of the largest of a row of scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChoiceSpec {

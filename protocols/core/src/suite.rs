@@ -2,8 +2,8 @@
 
 use crate::Result;
 use crate::spec::{
-    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
-    RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, ExpertsSpec, GatedSpec, LinearSpec, LookupSpec,
+    NormSpec, RouteSpec, ScaleSpec,
 };
 
 /// How many inputs run side by side, and how many rows (tokens, patches) each has, padding included. Public.
@@ -134,6 +134,17 @@ pub trait Suite {
     /// Each block of columns of `x` times the column of `weights` that is its own; both in rings of at least
     /// `spec.ring + spec.truncate`.
     fn scale_blocks(&mut self, x: &Self::Tensor, weights: &Self::Tensor, spec: &ScaleSpec) -> Result<Self::Tensor>;
+
+    /// For each row of `x` the sum of what its experts make of it, each times its weight: those whose scores, of one row of
+    /// `scores`, are the largest. **Every node learns which they are**, and no more of the scores. `experts` names the two matrices of
+    /// each, in and out.
+    fn experts(
+        &mut self,
+        x: &Self::Tensor,
+        scores: &Self::Tensor,
+        experts: &[[&str; 2]],
+        spec: &ExpertsSpec,
+    ) -> Result<Self::Tensor>;
 
     /// The place of the largest element of each row, as `[rows, 1]` in `Z_2^index_bits`; of near ties any. Where the request
     /// asks for it, noise that nobody but the helper knows is added first, so that places come up by their softmax.

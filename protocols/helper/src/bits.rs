@@ -84,6 +84,12 @@ impl MaskedBits {
         self.planes[0].iter().zip(&self.planes[1]).map(|(a, b)| a ^ b).collect()
     }
 
+    /// The bits at these places, in this order.
+    pub fn at(&self, places: &[usize]) -> MaskedBits {
+        let plane = |i: usize| collect(places.len(), |at| bit(&self.planes[i], places[at]));
+        MaskedBits { party: self.party, len: places.len(), planes: [plane(0), plane(1)] }
+    }
+
     /// The complement.
     pub fn not(mut self) -> MaskedBits {
         if self.party != PartyId::P0 {
@@ -145,6 +151,25 @@ impl Remasking {
         let pairs = first.chunks(count).zip(second.chunks(count));
         Ok(pairs.map(|(a, b)| MaskedBits::new(party, len, [a.to_vec(), b.to_vec()])).collect())
     }
+}
+
+/// Opens `len` bits, of which the evaluators hold halves, to all three nodes: the evaluators exchange their halves, and P1 reports the
+/// bits to the helper. Only for what is to be public; the halves must say no more than the bits do, as those of a fresh sharing do.
+pub fn open(s: &mut Session, len: usize, half: Plane) -> Result<Plane> {
+    s.scope("open", |s| {
+        let mut opened = half;
+        opened.resize(words(len), 0);
+        if let (Some(last), used @ 1..) = (opened.last_mut(), len % 64) {
+            *last &= (1 << used) - 1;
+        }
+        let payload = if s.is_helper() { Vec::new() } else { to_bytes(&opened, len) };
+        let posted = s.post_bytes(payload)?;
+        let theirs = s.wait_bytes(posted)?;
+        from_bytes(&theirs, len, &mut opened);
+        let told = s.report(len.div_ceil(8), |_| to_bytes(&opened, len))?;
+        from_bytes(&told, len, &mut opened);
+        Ok(opened)
+    })
 }
 
 /// Whole bytes of every plane; the unused bits of a last byte carry mask bits.

@@ -22,6 +22,19 @@ pub struct Operand<'a, E> {
     pub planes: [Plane<'a, E>; 2],
 }
 
+impl<'a, E: Element> Operand<'a, E> {
+    /// Of a public matrix, which has no masks.
+    pub fn public(party: PartyId, y: Plane<'a, E>) -> Operand<'a, E> {
+        let none = Plane::Held(&[]);
+        let planes = match party {
+            PartyId::P0 => [none, none],
+            PartyId::P1 => [y, none],
+            PartyId::P2 => [none, y],
+        };
+        Operand { planes }
+    }
+}
+
 /// The planes of [`Operand`] computed from a masked tensor.
 pub struct Prepared<E> {
     planes: [Vec<E>; 2],
@@ -137,6 +150,44 @@ pub fn public_product<E: Element>(
             s.timed(Work::Matmul, |s| multiply(s.pool(), [x.half(), &[]], y, [1, rows, inner, cols], &mut out));
         }
         Ok(Additive::new(s.party(), [rows, cols], out))
+    })
+}
+
+/// `x y` in `Z_2^ring` where each group of consecutive rows of `x: [.., inner]` has a `y: [inner, cols]` of its own: how many rows, and
+/// which. Costs what one product with as many outputs does, however they are grouped; nothing where no matrix is secret.
+pub fn grouped_product<E: Element>(
+    s: &mut Session,
+    x: &Masked<E>,
+    groups: &[(usize, Operand<'_, E>)],
+    [inner, cols]: [usize; 2],
+    secret: bool,
+    ring: u32,
+) -> Result<Additive<E>> {
+    let rows: usize = groups.iter().map(|(rows, _)| rows).sum();
+    assert_eq!(x.len(), rows * inner, "left operand");
+    assert!(ring <= x.ring(), "a product in a wider ring than its operand's");
+    s.scope("product", |s| {
+        let x = left(s.party(), x.planes().each_ref().map(|plane| plane.data().to_vec()));
+        let mut out = vec![E::ZERO; rows * cols];
+        s.timed(Work::Matmul, |s| {
+            let mut first = 0;
+            for &(rows, y) in groups.iter().filter(|(rows, _)| *rows > 0) {
+                // P1 has no second plane.
+                let part = |plane: &'_ Vec<E>| first * inner..((first + rows) * inner).min(plane.len());
+                let x = x.each_ref().map(|plane| plane.get(part(plane)).unwrap_or_default());
+                multiply(s.pool(), x, y, [1, rows, inner, cols], &mut out[first * cols..(first + rows) * cols]);
+                first += rows;
+            }
+        });
+        if secret {
+            return combine(s, Tensor::new([rows, cols], out), ring);
+        }
+        let half = match s.party() {
+            PartyId::P0 => Vec::new(),
+            PartyId::P1 => out,
+            PartyId::P2 => out.into_iter().map(|v| E::ZERO.sub(v)).collect(),
+        };
+        Ok(Additive::new(s.party(), [rows, cols], half))
     })
 }
 

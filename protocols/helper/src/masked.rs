@@ -192,6 +192,15 @@ impl<E: Element> Masked<E> {
         self.each(self.ring, |plane| plane.columns(from, to))
     }
 
+    /// These rows, in this order.
+    pub fn rows_at(&self, rows: &[usize]) -> Masked<E> {
+        self.each(self.ring, |plane| {
+            let width = plane.width();
+            let data = rows.iter().flat_map(|row| &plane.data()[row * width..][..width]).copied().collect();
+            Tensor::new([rows.len(), width], data)
+        })
+    }
+
     /// Parts side by side along the last dimension.
     pub fn join_columns(parts: &[Masked<E>]) -> Masked<E> {
         Masked::join(parts, Tensor::join_columns)

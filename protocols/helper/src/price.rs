@@ -3,14 +3,16 @@
 //! A tensor is its shape and ring; every operation adds the cost that its primitive declares.
 
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
-    Numerics, RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, ExpertsSpec, GatedSpec, LinearSpec, LookupSpec,
+    NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
 use tercet_core::{Cost, Error, Geometry, Layout, Result, Suite};
 
 use crate::attention::Heads;
+use crate::experts::Mixture;
 use crate::{
-    activation, argmax, attention, causal, extend, gated, linear, lookup, norm, reentry, route, scale, truncate,
+    activation, argmax, attention, causal, experts, extend, gated, linear, lookup, norm, reentry, route, scale,
+    truncate,
 };
 
 /// Shape and ring of a tensor.
@@ -219,6 +221,19 @@ impl<S: Shapes> Suite for Price<'_, S> {
     fn scale_blocks(&mut self, x: &Shape, _: &Shape, spec: &ScaleSpec) -> Result<Shape> {
         self.spend(scale::cost(x.rows * x.cols, spec));
         Ok(Shape { ring: spec.ring, ..*x })
+    }
+
+    fn experts(&mut self, x: &Shape, scores: &Shape, names: &[[&str; 2]], spec: &ExpertsSpec) -> Result<Shape> {
+        let mut secret = [false; 2];
+        for names in names {
+            for (secret, name) in secret.iter_mut().zip(names) {
+                *secret |= !self.weights.is_public(name)?;
+            }
+        }
+        let inner = names.first().map_or(Ok((0, 0)), |[_, down]| self.weights.shape_of(down))?.0;
+        let mixture = Mixture { rows: x.rows, hidden: x.cols, inner, experts: scores.cols, secret };
+        self.spend(experts::cost(mixture, self.numerics.frac, spec));
+        Ok(Shape { ring: spec.combine.ring, ..*x })
     }
 
     fn choose(&mut self, x: &Shape, spec: &ChoiceSpec) -> Result<Shape> {

@@ -1,20 +1,21 @@
 //! The suite as the engine sees it: one party's side of every tensor operation.
 
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
-    Numerics, RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, ExpertsSpec, GatedSpec, LinearSpec, LookupSpec,
+    NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
 use tercet_core::{Error, Geometry, Layout, Result, Session, Suite};
 use tercet_ring::{Element, Tensor};
 
 use crate::attention::Heads;
 use crate::cache::Cache;
+use crate::experts::Matrices;
 use crate::linear::{Operand, Prepared, matrix_product, public_product};
 use crate::lookup::{Keys, lookup};
 use crate::noise::Noise;
 use crate::plane::Plane;
 use crate::reentry::{Table, rows_at};
-use crate::{Masked, activation, argmax, attention, causal, extend, gated, norm, route, scale, truncate};
+use crate::{Masked, activation, argmax, attention, causal, experts, extend, gated, norm, route, scale, truncate};
 
 /// This party's part of a named weight.
 pub struct Stored<'a, E> {
@@ -317,6 +318,37 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
         scale::scale_blocks(self.session, x, weights, spec)
     }
 
+    fn experts(
+        &mut self,
+        x: &Masked<E>,
+        scores: &Masked<E>,
+        experts: &[[&str; 2]],
+        spec: &ExpertsSpec,
+    ) -> Result<Masked<E>> {
+        let stored: Vec<[Stored<'_, E>; 2]> = experts
+            .iter()
+            .map(|[up, down]| Ok([self.weights.stored::<E>(up)?, self.weights.stored::<E>(down)?]))
+            .collect::<Result<_>>()?;
+        let party = self.session.party();
+        let matrices = |which: usize| {
+            let all = stored.iter().map(|of| &of[which]);
+            let operands = all.clone().map(|of| match of.public {
+                true => Operand::public(party, of.planes[0]),
+                false => Operand { planes: of.planes },
+            });
+            Matrices {
+                shape: all.clone().next().map_or([0, 0], |of| [of.rows, of.cols]),
+                secret: all.clone().any(|of| !of.public),
+                operands: operands.collect(),
+            }
+        };
+        let (up, down) = (matrices(0), matrices(1));
+        if stored.iter().any(|[a, b]| [a.rows, a.cols] != up.shape || [b.rows, b.cols] != down.shape) {
+            return Err(Error::Misuse("experts of different shapes".into()));
+        }
+        experts::experts(self.session, x, scores, [up, down], self.numerics.frac, spec)
+    }
+
     fn choose(&mut self, x: &Masked<E>, spec: &ChoiceSpec) -> Result<Masked<E>> {
         argmax::choose(self.session, x, self.numerics.frac, spec, &self.noise)
     }
@@ -341,7 +373,7 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
     }
 
     fn last_row(&mut self, x: &Masked<E>) -> Result<Masked<E>> {
-        let (layout, (rows, width)) = (self.layout()?, self.shape(x));
+        let (layout, (rows, _)) = (self.layout()?, self.shape(x));
         if rows != layout.rows() {
             return Err(Error::Misuse(format!("{rows} rows for a layout of {}", layout.rows())));
         }
@@ -353,10 +385,7 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
             Some(*end)
         });
         let lasts: Vec<usize> = ends.map(|end| end - 1).collect();
-        Ok(x.each(x.ring(), |plane| {
-            let data: Vec<E> = lasts.iter().flat_map(|&row| &plane.data()[row * width..][..width]).copied().collect();
-            Tensor::new([lasts.len(), width], data)
-        }))
+        Ok(x.rows_at(&lasts))
     }
 
     fn sum_rows(&mut self, x: &Masked<E>, rows: usize) -> Result<Masked<E>> {

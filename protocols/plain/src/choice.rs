@@ -20,21 +20,29 @@ pub(crate) fn choose(x: &Value, frac: u32, spec: &ChoiceSpec, noise: Option<&[i6
 }
 
 /// The softmax over the `top` largest of each row, zero for all others.
-pub(crate) fn route(x: &Value, frac: u32, spec: &RouteSpec) -> Value {
-    let RouteSpec { top, softmax: spec } = spec;
+pub(crate) fn route(x: &Value, frac: u32, of: &RouteSpec) -> Value {
+    let spec = &of.softmax;
     let by = spec.inverse.frac_out - frac;
     let scores = x.map(spec.score_ring, |v| v);
     let mut weights = Vec::with_capacity(x.data().len());
-    for row in scores.data().chunks(x.cols().max(1)) {
-        // Of equals the first.
-        let ahead = |at: usize| (0..row.len()).filter(|&j| row[j] > row[at] || (row[j] == row[at] && j < at)).count();
+    for (row, chosen) in scores.data().chunks(x.cols().max(1)).zip(chosen(x, of)) {
         let largest = row.iter().copied().max().unwrap_or(0);
-        let weight = |at: usize| if ahead(at) < *top { exponential(largest - row[at], frac, spec) } else { 0 };
+        let weight = |at: usize| if chosen.contains(&at) { exponential(largest - row[at], frac, spec) } else { 0 };
         let row: Vec<i64> = (0..row.len()).map(weight).collect();
         let inverse = inverse(row.iter().sum(), &spec.inverse);
         weights.extend(row.iter().map(|&w| truncate(w.wrapping_mul(inverse), by, spec.ring)));
     }
     Value::new(x.rows(), x.cols(), spec.ring, weights)
+}
+
+/// The places of the `top` largest of each row, ascending; of equals the first.
+pub(crate) fn chosen(x: &Value, spec: &RouteSpec) -> Vec<Vec<usize>> {
+    let scores = x.map(spec.softmax.score_ring, |v| v);
+    let of_row = |row: &[i64]| -> Vec<usize> {
+        let ahead = |at: usize| (0..row.len()).filter(|&j| row[j] > row[at] || (row[j] == row[at] && j < at)).count();
+        (0..row.len()).filter(|&at| ahead(at) < spec.top).collect()
+    };
+    scores.data().chunks(x.cols().max(1)).map(of_row).collect()
 }
 
 /// Blocks of columns times a column each.

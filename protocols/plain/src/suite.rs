@@ -1,8 +1,8 @@
 //! The suite as the engine sees it, on plain integers.
 
 use tercet_core::spec::{
-    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, GatedSpec, LinearSpec, LookupSpec, NormSpec,
-    Numerics, RouteSpec, ScaleSpec,
+    ActivationSpec, AttentionSpec, CausalHeads, CausalSpec, ChoiceSpec, ExpertsSpec, GatedSpec, LinearSpec, LookupSpec,
+    NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
 use tercet_core::{Error, Geometry, Layout, Result, Suite};
 
@@ -289,6 +289,30 @@ impl<W: PlainWeights> Suite for PlainSuite<'_, W> {
             return Err(Error::Misuse(format!("{a:?} in blocks by {b:?}")));
         }
         Ok(choice::scale_blocks(x, weights, spec))
+    }
+
+    fn experts(&mut self, x: &Value, scores: &Value, experts: &[[&str; 2]], spec: &ExpertsSpec) -> Result<Value> {
+        let ExpertsSpec { route, up, gated, down, combine } = spec;
+        if scores.cols() != experts.len() || scores.rows() != x.rows() {
+            return Err(Error::Misuse(format!("{} scores for {} experts", scores.cols(), experts.len())));
+        }
+        let weights = self.route(scores, route)?;
+        let chosen = choice::chosen(scores, route);
+        let mut sums = vec![0i64; x.rows() * x.cols()];
+        for (number, [into, out]) in experts.iter().enumerate() {
+            let rows: Vec<usize> = (0..x.rows()).filter(|row| chosen[*row].contains(&number)).collect();
+            let picked = rows.iter().flat_map(|&row| x.row(row)).copied().collect();
+            let y = self.linear(&Value::new(rows.len(), x.cols(), x.ring(), picked), into, None, up)?;
+            let y = self.gated(&y, gated)?.widen(down.ring + down.truncate);
+            let y = self.linear(&y, out, None, down)?;
+            for (at, &row) in rows.iter().enumerate() {
+                let weight = weights.row(row)[number];
+                let sums = sums[row * x.cols()..].iter_mut().zip(y.row(at));
+                sums.for_each(|(sum, v)| *sum = sum.wrapping_add(v.wrapping_mul(weight)));
+            }
+        }
+        let sums = Value::new(x.rows(), x.cols(), combine.ring + combine.truncate, sums);
+        Ok(sums.truncate(combine.truncate, combine.ring))
     }
 
     fn choose(&mut self, x: &Value, spec: &ChoiceSpec) -> Result<Value> {

@@ -182,12 +182,16 @@ impl Cluster {
     }
 
     pub(crate) async fn client_as(&self, identity: Identity) -> Result<Client, tercet_client::Error> {
+        Client::connect(self.client_config(identity)).await
+    }
+
+    pub(crate) fn client_config(&self, identity: Identity) -> ClientConfig {
         let nodes =
             PartyId::ALL.map(|party| NodeAddress { key: self.keys[party.index()], address: self.address(party) });
         let mut config = ClientConfig::new(identity, nodes);
         config.profile = LinkProfile::Loopback;
         config.connect_deadline = Duration::from_secs(2);
-        Client::connect(config).await
+        config
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -6,11 +6,11 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tercet_client::{
-    Client, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Options, Sampling,
+    Client, ClientConfig, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Options, Sampling,
 };
 use tercet_core::Layout;
 use tercet_engine::{Choice, ModelShare, Profile, StepShape, cache_bytes, choose, plan_step, split};
-use tercet_model::{Model, Oracle, Truncate, calibrate, calibration_inputs};
+use tercet_model::{Gate, Model, Oracle, Truncate, calibrate, calibration_inputs};
 use tercet_net::{
     ByteChannel, ClientMessage, Fault, GenerationOptions, InputShare, LinkKind, NodeMessage, PartyId, TokenChoice,
     codec,
@@ -64,6 +64,22 @@ impl Tiny {
         }
         ids.split_off(before)
     }
+}
+
+/// A mixture of experts with a public gate.
+fn open_gate(config: &mut Config) {
+    static SHARES: OnceLock<[PathBuf; 3]> = OnceLock::new();
+    let shares = SHARES.get_or_init(|| {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures");
+        let model = Model::load_with(&fixtures.join("mixtral"), Gate::Public).unwrap();
+        let ranges = calibrate(&model, &calibration_inputs(&model)).unwrap();
+        let numerics = choose(&model.graph, &ranges, Profile::Fast, false).unwrap();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("open-gate");
+        let folders = ["p0", "p1", "p2"].map(|party| folder.join(party));
+        folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        split(&model, TEXTS, numerics, folders.each_ref().map(PathBuf::as_path), |_| ()).unwrap()
+    });
+    config.shares = vec![shares[config.party.index()].clone()];
 }
 
 fn texts(config: &mut Config) {
@@ -129,6 +145,24 @@ fn tokens_are_those_of_the_oracle_at_the_declared_cost() {
             let status = cluster.node(party).status();
             assert_eq!((status.steps_done, status.sessions_done, status.sessions_failed), (12, 12, 0));
         }
+    });
+}
+
+/// The helper is told over a real link what it deals by, and a client that has not agreed to that asks nothing.
+#[test]
+fn a_public_gate_serves_who_agrees_to_it() {
+    let cluster = Cluster::start(LinkKind::Quic, open_gate);
+    cluster.runtime.block_on(async {
+        let error = cluster.client().await.generate(TEXTS, "the fox", &tokens(2)).await.err().unwrap();
+        assert!(matches!(&error, Error::Misuse(what) if what.contains("public_gate")), "{error}");
+        assert!(PartyId::ALL.iter().all(|party| cluster.node(*party).status().generations == 0));
+        let config = ClientConfig { public_gate: true, ..cluster.client_config(cluster.client_identity()) };
+        let client = Client::connect(config).await.unwrap();
+        let (found, usage) = ids(client.generate(TEXTS, "the fox", &tokens(5)).await.unwrap()).await;
+        assert_eq!((found.len(), usage.finish), (5, Some(Finish::Length)));
+        assert!(usage.bytes[1][0] > 0 && usage.bytes[2][0] == 0, "{:?}", usage.bytes);
+        until_free(&cluster).await;
+        assert!(PartyId::ALL.iter().all(|party| cluster.node(*party).status().sessions_failed == 0));
     });
 }
 

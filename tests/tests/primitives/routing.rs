@@ -92,6 +92,58 @@ fn a_route_shows_nothing() {
     }
 }
 
+/// The gate opened: the weights of the chosen alone, in their order, and which they are at all three nodes.
+#[test]
+fn an_open_route_gives_the_weights_of_the_top_and_says_which_they_are() {
+    for (experts, top) in [(1, 1), (2, 1), (3, 2), (5, 9), (8, 2), (13, 4), (64, 8)] {
+        for (frac, spec, bound) in specs(top) {
+            let (rows, top) = (11, top.min(experts));
+            let unit = f64::from(1u32 << frac);
+            let values: Vec<i64> = (0..rows * experts)
+                .map(|i| if i / experts == 3 { 77 } else { ((i as i64 * 7919) % 997 - 400) * (unit as i64) / 40 })
+                .collect();
+            let x = share::<u64>(&values, &[rows, experts], 48, 37);
+            let run = World::default().run(|s| {
+                let (weights, routing) = route::open(s, &x[s.party().index()], frac, &spec)?;
+                Ok((weights, (routing.places(), routing.rows().to_vec(), routing.counts().to_vec())))
+            });
+            assert_eq!(run.cost, route::open_cost(rows, experts, frac, &spec), "{top} of {experts}");
+            let (weights, routings): (Vec<_>, Vec<_>) = run.outputs.into_iter().unzip();
+            assert!(routings.iter().all(|routing| *routing == routings[0]), "the nodes agree");
+            let got = reveal(&weights.try_into().expect("three parties"));
+            let places = &routings[0].0;
+            for (row, (got, places)) in got.chunks(top).zip(places.chunks(top)).enumerate() {
+                let scores = &values[row * experts..(row + 1) * experts];
+                let mut order: Vec<usize> = (0..experts).collect();
+                order.sort_by_key(|&i| -scores[i]);
+                let mut chosen = order[..top].to_vec();
+                chosen.sort_unstable();
+                assert_eq!(places, chosen.iter().map(|expert| row * experts + expert).collect::<Vec<_>>());
+                let power = |i: usize| ((scores[i] - scores[order[0]]) as f64 / unit).exp2();
+                let sum: f64 = chosen.iter().map(|&i| power(i)).sum();
+                for (&got, &expert) in got.iter().zip(&chosen) {
+                    let error = (got as f64 / unit - power(expert) / sum).abs();
+                    assert!(error < bound, "{expert} of {experts}: off by {error}");
+                }
+            }
+            assert_eq!(run.received[0].len(), (rows * experts).div_ceil(8), "the helper is told the bits");
+        }
+    }
+}
+
+/// The halves that the evaluators exchange are uniform, whatever they open; what else they receive, too.
+#[test]
+fn an_open_route_shows_the_choice_alone() {
+    for values in [[[9000, 0, 0, 0, 0, 0, 0, 0]; 400], [[5; 8]; 400]].map(|rows| rows.concat()) {
+        let (frac, spec, _) = &specs(2)[0];
+        let x = share::<u64>(&values, &[400, 8], 48, 38);
+        let run = World::default().run(|s| route::open(s, &x[s.party().index()], *frac, spec).map(|_| ()));
+        assert!(run.received[0].iter().all(|&byte| byte == 0b11), "the first two of each row, and nothing else");
+        assert_uniform(&run.received[1], "an open route at P1");
+        assert_uniform(&run.received[2], "an open route at P2");
+    }
+}
+
 #[test]
 fn a_route_that_does_not_fit_is_refused() {
     let (frac, spec, _) = specs(2)[0].clone();

@@ -3,15 +3,16 @@
 
 use tercet_core::Cost;
 use tercet_engine::{Choice, Profile, choose, plan_step};
+use tercet_model::graph::Op;
 use tercet_model::{calibrate, calibration_inputs};
 use tercet_testkit::World;
 use tercet_testkit::decoder::{Decoder, Outputs, Plan, Read};
 use tercet_testkit::uniformity::assert_uniform;
 
-use super::models::load;
+use super::models::{PUBLIC_GATE, load};
 
 /// One of each family, as transformers wrote them.
-const ALL: [&str; 6] = ["gpt2", "llama", "llama_biases_tied", "mistral_bf16_sharded", "qwen2", "mixtral"];
+const ALL: [&str; 7] = ["gpt2", "llama", "llama_biases_tied", "mistral_bf16_sharded", "qwen2", "mixtral", PUBLIC_GATE];
 
 fn decoder(name: &str, profile: Profile) -> Decoder {
     let model = load(name);
@@ -218,6 +219,42 @@ fn steps_show_nothing() {
         assert_uniform(&run.received[1], &format!("{name} at P1"));
         assert_uniform(&run.received[2], &format!("{name} at P2"));
     }
+}
+
+/// A public gate opens which experts each row goes to, and nothing more: that is all that the helper receives, and it is what the
+/// float model's routers choose. It spares what the other experts cost.
+#[test]
+fn a_public_gate_opens_the_experts_of_each_row_and_nothing_else() {
+    let [open, secret] = [PUBLIC_GATE, "mixtral"].map(|name| decoder(name, Profile::Precise));
+    let ids = untied(&open, 40);
+    let plan = Plan::scores(&ids, &[37, 1, 2]);
+    let run = open.private(&World::default(), &plan);
+    let trace = open.trace(&ids);
+    let mut expected: Vec<Vec<bool>> = Vec::new();
+    for node in &open.manifest().graph.nodes {
+        let Op::Experts { top, experts, .. } = &node.op else { continue };
+        let scores = trace.value(node.inputs[1]).expect("the scores of a router");
+        let chosen = scores.data.chunks_exact(scores.width).flat_map(|row| {
+            let ahead = |at: usize| row.iter().filter(|&&other| other > row[at]).count();
+            (0..experts.len()).map(move |at| ahead(at) < *top).collect::<Vec<_>>()
+        });
+        expected.push(chosen.collect());
+    }
+    let width = expected[0].len() / ids.len();
+    let mut told = Vec::new();
+    for (from, rows) in [(0, 37), (37, 1), (38, 2)] {
+        for layer in &expected {
+            let bits = &layer[from * width..(from + rows) * width];
+            told.extend(bits.chunks(8).map(|byte| byte.iter().rev().fold(0u8, |sum, &bit| sum << 1 | u8::from(bit))));
+        }
+    }
+    assert_eq!(run.received[0], told, "what the helper is told");
+    for party in [1, 2] {
+        assert_uniform(&run.received[party], &format!("P{party} behind a public gate"));
+    }
+    let [cheap, dear] = [&open, &secret].map(|decoder| price(decoder, &plan));
+    assert_eq!(run.cost, cheap);
+    assert!(cheap.total_bytes() < dear.total_bytes() && cheap.rounds < dear.rounds, "{cheap:?} and {dear:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tercet_engine::{NoHeadroom, Profile, choose};
 use tercet_model::graph::Input;
-use tercet_model::{Model, OracleInput, calibrate, calibration_inputs};
+use tercet_model::{Gate, Model, OracleInput, calibrate, calibration_inputs};
 use tercet_testkit::encoder::{Encoder, Request};
 
 /// The digits ViT, and directories under the model crate's fixtures.
@@ -22,6 +22,9 @@ pub(crate) const ALL: [&str; 9] = [
 /// The digits ViT.
 pub(crate) const DIGITS: &str = "digits";
 
+/// A mixture of experts with a public gate.
+pub(crate) const PUBLIC_GATE: &str = "mixtral with a public gate";
+
 /// A model by its name.
 pub(crate) fn load(name: &str) -> Model {
     if name == DIGITS {
@@ -30,7 +33,10 @@ pub(crate) fn load(name: &str) -> Model {
         return Model::load(dir.path()).expect("the model loads");
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures");
-    Model::load(&fixtures.join(name)).expect("the fixture loads")
+    match name {
+        PUBLIC_GATE => Model::load_with(&fixtures.join("mixtral"), Gate::Public).expect("the fixture loads"),
+        _ => Model::load(&fixtures.join(name)).expect("the fixture loads"),
+    }
 }
 
 /// Shares a model.

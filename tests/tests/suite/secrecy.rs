@@ -89,7 +89,7 @@ fn uses(dir: &str, token: &str) -> Vec<String> {
 
 /// Opening needs both evaluators' `m` and both masks in one place. The suite makes an [`tercet_net::OutputShare`], which is what
 /// leaves towards a client, in one function alone; the engine calls it at two places, after the walk of a request and after that of a step; and no function of a
-/// session hands out anything but exchanges and dealings, which the uniformity tests watch.
+/// session hands out anything but exchanges, dealings, which the uniformity tests watch, and what is reported to the helper.
 #[test]
 fn nothing_is_opened_to_a_node() {
     let made = uses("protocols/helper", "OutputShare {");
@@ -107,6 +107,13 @@ fn nothing_is_opened_to_a_node() {
         let elsewhere = uses(dir, "sharing::join(");
         assert!(elsewhere.is_empty(), "a node puts shares together: {elsewhere:#?}");
     }
+    // The one thing that nodes learn, where the owner of a mixture wants it so: which experts a row goes to.
+    let to_nodes = [uses("protocols/helper", "bits::open("), uses("protocols/helper", ".report(")].concat();
+    let list = [
+        "route.rs: let opened = bits::open(s, rows * experts, chosen)?;",
+        "bits.rs: let told = s.report(len.div_ceil(8), |_| to_bytes(&opened, len))?;",
+    ];
+    assert_eq!(to_nodes, list, "the list of openings to nodes");
     let transport = uses("protocols/core", "transport.send(");
     assert_eq!(transport.len(), 1, "one place sends: {transport:#?}");
 }

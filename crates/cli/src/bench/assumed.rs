@@ -7,7 +7,7 @@
 //! ranges, and 33 on those of its shape with random weights, which are far smaller.
 
 use tercet_model::graph::{Graph, Op};
-use tercet_model::{AttentionStats, GatedStats, NodeStats, NormStats, Ranges, RouteStats, Span};
+use tercet_model::{AttentionStats, ExpertsStats, GatedStats, NodeStats, NormStats, Ranges, RouteStats, Span};
 
 /// Rows of tables.
 const ROW: f32 = 8.0;
@@ -44,7 +44,6 @@ pub(crate) fn ranges(graph: &Graph) -> Ranges {
 
 fn stats(op: &Op, is_last: bool) -> NodeStats {
     let of = |max_abs: f32| NodeStats { max_abs, ..NodeStats::default() };
-    let around = |size: f32| Span { min: -size, max: size };
     match op {
         Op::Lookup { .. } | Op::AddRows { .. } | Op::PrependRow { .. } | Op::AddPositions { .. } => of(ROW),
         Op::Linear { .. } if is_last => of(LOGIT),
@@ -55,17 +54,30 @@ fn stats(op: &Op, is_last: bool) -> NodeStats {
         },
         Op::Attention { .. } | Op::CausalAttention { .. } => NodeStats { attention: Some(attention()), ..of(VALUE) },
         Op::Activation(_) => NodeStats { activation: Some(around(LINEAR)), ..of(ACTIVATED) },
-        Op::Gated(_) => NodeStats {
-            gated: Some(GatedStats { argument: around(LINEAR), activated: LINEAR, factor: LINEAR }),
-            ..of(GATED)
-        },
-        Op::Route { .. } => {
-            NodeStats { route: Some(RouteStats { max_score: ROUTE, max_spread: 2.0 * ROUTE }), ..of(1.0) }
-        }
+        Op::Gated(_) => NodeStats { gated: Some(gated()), ..of(GATED) },
+        Op::Route { .. } => NodeStats { route: Some(route()), ..of(1.0) },
         Op::ScaleBlocks => of(GATED),
+        Op::Experts { .. } => NodeStats {
+            route: Some(route()),
+            gated: Some(gated()),
+            experts: Some(ExpertsStats { up: LINEAR, gated: GATED, down: LINEAR }),
+            ..of(LINEAR)
+        },
         Op::Add | Op::FirstRow | Op::LastRow => of(RESIDUAL),
         Op::MeanRows => of(NORMALISED),
     }
+}
+
+fn around(size: f32) -> Span {
+    Span { min: -size, max: size }
+}
+
+fn gated() -> GatedStats {
+    GatedStats { argument: around(LINEAR), activated: LINEAR, factor: LINEAR }
+}
+
+fn route() -> RouteStats {
+    RouteStats { max_score: ROUTE, max_spread: 2.0 * ROUTE }
 }
 
 fn attention() -> AttentionStats {
@@ -86,7 +98,7 @@ fn attention() -> AttentionStats {
 #[cfg(test)]
 mod tests {
     use tercet_engine::{Profile, choose};
-    use tercet_model::Model;
+    use tercet_model::{Gate, Model};
 
     use super::*;
     use crate::bench::catalogue::{CATALOGUE, Origin};
@@ -98,7 +110,7 @@ mod tests {
             let Origin::Random(shape) = entry.origin else { continue };
             let dir = tempfile::tempdir().unwrap();
             weights::config(&shape, dir.path()).unwrap();
-            let graph = Model::graph_of(dir.path()).unwrap();
+            let graph = Model::graph_of(dir.path(), Gate::Secret).unwrap();
             let ranges = ranges(&graph);
             assert_eq!(ranges.nodes.len(), graph.nodes.len(), "{}", entry.name);
             for profile in [Profile::Fast, Profile::Precise] {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! $TERCET_CACHE/bench/models/NAME/           a directory with random weights
-//! $TERCET_CACHE/bench/ranges/NAME.json       what its calibration found, and of what
+//! $TERCET_CACHE/bench/ranges/NAME-GATE.json  what its calibration found, and of what
 //! $TERCET_CACHE/bench/shares/NAME-PROFILE-PUBLIC/KEY/p0 p1 p2
 //! ```
 //!
@@ -53,8 +53,8 @@ impl Stock {
                 None => bail!("{name} is not on this machine; run `tercet fetch {name}` first", name = entry.name),
             },
         };
-        let model = owner::load(&dir)?;
-        let ranges = ranges(&model, &root.join("ranges").join(format!("{}.json", entry.name)))?;
+        let model = owner::load_with(&dir, public.gate())?;
+        let ranges = ranges(&model, &root.join("ranges").join(format!("{}{}.json", entry.name, public.gate_suffix())))?;
         let mut numerics = owner::numbers(&model, &ranges, profile, false)?;
         public.apply(&model.graph, &mut numerics);
         let of_model = root.join("shares").join(format!("{}-{profile}{}", entry.name, public.suffix()));

@@ -35,14 +35,22 @@ impl Priced<'_> {
     /// Two tables: of the operations, and of the nodes.
     pub(super) fn say(&self, by: By) {
         let all = self.total.total_bytes().max(1) as f64;
+        // The helper is told something by a public gate alone.
+        let told = self.total.bytes[1][0] > 0;
+        let links = [(1, 2), (2, 1), (0, 1), (0, 2), (1, 0)];
+        let links = &links[..if told { 5 } else { 4 }];
         let row = |(name, cost): &(String, Cost)| {
-            let links = [(1, 2), (2, 1), (0, 1), (0, 2)].map(|(from, to)| bytes(cost.bytes[from][to]));
+            let links = links.iter().map(|&(from, to)| bytes(cost.bytes[from][to]));
             let share = format!("{:.1} %", 100.0 * cost.total_bytes() as f64 / all);
             [name.clone(), cost.rounds.to_string()].into_iter().chain(links).chain([share]).collect()
         };
         let mut rows: Vec<Vec<String>> = grouped(self.parts, by).iter().map(row).collect();
         rows.push(row(&("in all".into(), self.total)));
-        say_table(&["operation", "rounds", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "share"], &rows);
+        let mut head = vec!["operation", "rounds", "P1→P2", "P2→P1", "P0→P1", "P0→P2", "share"];
+        if told {
+            head.insert(6, "P1→P0");
+        }
+        say_table(&head, &rows);
         if let (Some(_), Some((layers, rounds))) = (self.cache_bytes, rounds_of_layers(self.parts)) {
             say(format_args!("\n{:.1} rounds in each of {layers} layers", rounds as f64 / layers as f64));
         }

@@ -42,9 +42,9 @@ impl Subject {
         }
         let name = path.file_name().map_or_else(|| "unshared".into(), |name| name.to_string_lossy().into_owned());
         if path.join("config.json").is_file() && !has(path, "safetensors")? && !has(path, "safetensors.index.json")? {
-            return Self::assumed(name, Model::graph_of(path)?, profile, public);
+            return Self::assumed(name, Model::graph_of(path, public.gate())?, profile, public);
         }
-        let model = owner::load(path)?;
+        let model = owner::load_with(path, public.gate())?;
         let mut numerics = owner::numbers(&model, &owner::ranges(&model, Vec::new())?, profile, false)?;
         public.apply(&model.graph, &mut numerics);
         Ok(Self { name, manifest: owner::manifest(&model, numerics), assumed: false })
@@ -62,12 +62,13 @@ impl Subject {
             Origin::Random(shape) => {
                 let dir = tempfile::tempdir().context("cannot make a folder for a configuration")?;
                 weights::config(&shape, dir.path()).context("cannot write a configuration")?;
-                Self::assumed(name.into_owned(), Model::graph_of(dir.path())?, profile, public)
+                Self::assumed(name.into_owned(), Model::graph_of(dir.path(), public.gate())?, profile, public)
             }
         }
     }
 
     fn assumed(name: String, graph: Graph, profile: Profile, public: Public) -> Result<Self> {
+        owner::check_gate(&graph, public.gate())?;
         let numerics = choose(&graph, &assumed::ranges(&graph), profile, false);
         let mut numerics = numerics.map_err(|problems| owner::no_headroom(&problems, profile))?;
         public.apply(&graph, &mut numerics);
@@ -132,9 +133,27 @@ mod tests {
             (plan.total.total_bytes(), plan.weight_bytes.iter().sum::<u64>())
         };
         let secret = price(Public::default());
-        let table = price(Public { public_table: true, public_weights: false });
-        let all = price(Public { public_table: false, public_weights: true });
+        let table = price(Public { public_table: true, ..Public::default() });
+        let all = price(Public { public_weights: true, ..Public::default() });
         assert!(all.0 < table.0 && table.0 < secret.0, "{all:?} {table:?} {secret:?}");
-        assert!(all.1 < table.1 && table.1 < secret.1, "{all:?} {table:?} {secret:?}");
+        // What is public is a plane at the helper, too, which draws its masks of what is secret.
+        assert!(all.1 > table.1 && table.1 > secret.1, "{all:?} {table:?} {secret:?}");
+    }
+
+    #[test]
+    fn a_public_gate_spares_the_experts_that_a_token_does_not_go_to() {
+        let price = |public_gate| {
+            let public = Public { public_gate, ..Public::default() };
+            let subject = Subject::of(Path::new("moe-small"), Profile::Fast, public).unwrap();
+            let shape =
+                StepShape { layout: Layout::decode(&[30]), choice: Choice::Scores, reentry: false, noisy: false };
+            plan_step(&subject.manifest, &shape).unwrap().total
+        };
+        let (secret, public) = (price(false), price(true));
+        assert!(2 * public.total_bytes() < secret.total_bytes(), "{public:?} {secret:?}");
+        assert!(public.bytes[1][0] > 0 && public.bytes[2][0] == 0 && secret.bytes[1][0] == 0);
+        let gpt2 = Public { public_gate: true, ..Public::default() };
+        let error = Subject::of(Path::new("gpt2-tiny"), Profile::Fast, gpt2).err().unwrap().to_string();
+        assert!(error.contains("mixtures"), "{error}");
     }
 }

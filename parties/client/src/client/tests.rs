@@ -42,12 +42,17 @@ impl Nodes {
     }
 
     async fn client(&self) -> Result<Client, Error> {
+        self.client_with(|config| config).await
+    }
+
+    /// A client that is set up with a change.
+    async fn client_with(&self, change: impl FnOnce(ClientConfig) -> ClientConfig) -> Result<Client, Error> {
         let node = |party: PartyId| NodeAddress {
             key: self.keys[party.index()].unwrap(),
             address: PeerAddress::new(Default::default(), self.endpoints[party.index()].local_address().unwrap()),
         };
         let config = ClientConfig::new(Identity::generate().unwrap(), PartyId::ALL.map(node));
-        Client::connect(ClientConfig { profile: LinkProfile::Loopback, ..config }).await
+        Client::connect(change(ClientConfig { profile: LinkProfile::Loopback, ..config })).await
     }
 
     /// Stops a node and starts it again at the same place.

@@ -72,6 +72,31 @@ fn heard_by(heard: &Heard, party: PartyId) -> Vec<(&'static str, u32)> {
     heard.iter().filter(|(by, ..)| *by == party).map(|(_, what, rows)| (*what, *rows)).collect()
 }
 
+/// A model with a public gate is asked by a client that agrees to it, and by no other.
+#[tokio::test]
+async fn a_public_gate_needs_the_clients_consent() {
+    let nodes = Nodes::start(move |party, message| match message {
+        ClientMessage::Manifest { .. } => {
+            let mut interface = fixture::decoder(32);
+            interface.decoder.iter_mut().for_each(|decoder| decoder.public_gate = true);
+            Some(vec![fixture::answer(&interface, 7)])
+        }
+        ClientMessage::Generate { .. } => Some(vec![favour(party, 0)]),
+        ClientMessage::Finish => Some(Vec::new()),
+        other => panic!("a client that does not agree sends {other:?}"),
+    });
+    let wary = nodes.client().await.unwrap();
+    for error in [
+        wary.generate("small", "one", &GenerateOptions::default()).await.map(|_| ()).unwrap_err(),
+        wary.score("small", "one two", Duration::from_secs(9)).await.map(|_| ()).unwrap_err(),
+    ] {
+        assert!(matches!(&error, Error::Misuse(what) if what.contains("public_gate")), "{error}");
+    }
+    let agreeing = nodes.client_with(|config| ClientConfig { public_gate: true, ..config }).await.unwrap();
+    let mut generation = agreeing.generate("small", "one", &GenerateOptions::default()).await.unwrap();
+    assert_eq!(generation.next().await.unwrap().unwrap().id, 0);
+}
+
 async fn until_heard(heard: &Heard, what: &str) {
     for party in PartyId::ALL {
         while heard_by(heard, party).last().is_none_or(|(last, _)| *last != what) {
