@@ -142,7 +142,7 @@ impl Shared {
         let collected = self.desk.collect(&plan.requests, STRAGGLER_PATIENCE).await;
         let requests = collected.map_err(|missing| Refusal {
             fault: Fault::Nodes,
-            reason: "its part of the request did not come, or the client left it".into(),
+            reason: "its part of the request did not come, its time was up, or the client left it".into(),
             missing,
         })?;
         let shapes = requests.iter().map(|held| Some(held.work.shape.clone()));

@@ -460,7 +460,9 @@ fn a_generation_does_not_outlive_its_deadline() {
                 }
             };
             let said = error.to_string();
-            assert!(said.contains("within 1500 ms") || said.contains("no session within"), "{said}");
+            // Each node has a clock of its own: the first to give it up may be told from the last only by what it lacks for a step.
+            let reasons = ["within 1500 ms", "no session within", "its time was up"];
+            assert!(reasons.iter().any(|reason| said.contains(reason)), "{said}");
             assert!(generation.usage().new_tokens >= 1 && begun.elapsed() < PATIENCE);
             until_free(&cluster).await;
         }
