@@ -112,6 +112,36 @@ fn adapted_decoders_give_the_scores_of_the_oracle_on_any_base() {
     }
 }
 
+/// The adapter of the mixture without what it changes of experts.
+fn without_experts() -> Adapter {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures/adapters/mixtral");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = std::fs::read_to_string(from.join("adapter_config.json")).expect("the fixture's");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    config["target_modules"] = serde_json::json!(["gate", "k_proj"]);
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).expect("it is written");
+    let bytes = std::fs::read(from.join("adapter_model.safetensors")).expect("the fixture's");
+    let all = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let kept = all.tensors().into_iter().filter(|(name, _)| !name.contains(".experts."));
+    let path = dir.path().join("adapter_model.safetensors");
+    safetensors::serialize_to_file(kept, None, &path).expect("it is written");
+    Adapter::load(dir.path()).expect("an adapter")
+}
+
+/// The rest of such a model takes an adapter, its router above all: then rows go to other experts.
+#[test]
+fn the_router_of_a_public_gate_is_adapted() {
+    let base = Decoder::new(load(PUBLIC_GATE), numbers(&load(PUBLIC_GATE), Profile::Precise, |_| false)).unwrap();
+    let model = load(PUBLIC_GATE).with_adapter(&without_experts()).expect("it changes no expert");
+    let numbers = adapt(base.manifest(), &ranges(base.model()), &model, &ranges(&model)).expect("it fits");
+    let adapted = base.adapted(model, numbers).expect("it is shared");
+    assert!(adapted.manifest().graph.opens_gate());
+    let (away, _) = measured(PUBLIC_GATE, &adapted);
+    assert!(away <= SCORE_ERROR, "{away}");
+    let [with, without] = [&adapted, &base].map(|decoder| decoder.exact(&IDS).data);
+    assert!(with.iter().zip(&without).any(|(a, b)| f64::from((a - b).abs()) > 5.0 * SCORE_ERROR));
+}
+
 #[test]
 fn experts_behind_a_public_gate_are_not_adapted() {
     let error = load(PUBLIC_GATE).with_adapter(&adapter("mixtral")).expect_err("it changes experts").to_string();
