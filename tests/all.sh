@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold: format, lints, every test, the demo, the real MiniLM, the price on record. Installs what a new
+# Everything that must hold: format, lints, documentation, every test, the demo, the real MiniLM, the price on record. Installs what a new
 # machine lacks (Debian packages); ends with a non-zero status at the first failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,6 +23,9 @@ cargo fmt --all --check
 
 say "lints"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
+
+say "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 
 say "build"
 cargo build --release --workspace --locked --bins --tests

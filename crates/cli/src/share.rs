@@ -7,6 +7,7 @@ use serde_json::json;
 use tercet_engine::{Base, ModelNumerics, ModelShare, Profile};
 use tercet_model::graph::{Input, Reach};
 use tercet_model::{Gate, Model};
+use tercet_net::PartyId;
 
 use crate::screen::{bytes, hex, say, say_json};
 use crate::{adapter, owner};
@@ -115,21 +116,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     warn_of(&published, &model, &numerics);
     let profile = numerics.profile.to_string();
     let paths = owner::share_on(&model, &args.name, numerics, base, &args.out)?;
-    let shares = paths.iter().map(|path| ModelShare::open(path)).collect::<Result<Vec<_>, _>>()?;
-    let digest = hex(&shares[0].digest());
+    // All three have the same; the helper's is the small one.
+    let digest = hex(&ModelShare::open(&paths[0])?.digest());
+    let sizes = paths.iter().map(|path| Ok(std::fs::metadata(path)?.len())).collect::<Result<Vec<u64>>>()?;
     if args.json {
-        let files: Vec<_> = paths
-            .iter()
-            .zip(&shares)
-            .map(|(path, share)| json!({ "path": path, "bytes": share.len_bytes() }))
-            .collect();
+        let files: Vec<_> =
+            paths.iter().zip(&sizes).map(|(path, size)| json!({ "path": path, "bytes": size })).collect();
         return say_json(&json!({
             "name": args.name, "digest": digest, "profile": profile, "public_table": args.public_table,
             "public": published, "public_gate": model.graph.opens_gate(), "calibration_inputs": calibrated, "files": files,
         }));
     }
-    for (path, share) in paths.iter().zip(&shares) {
-        say(format_args!("{}  {}  {}", share.party(), bytes(share.len_bytes()), path.display()));
+    for ((path, size), party) in paths.iter().zip(sizes).zip(PartyId::ALL) {
+        say(format_args!("{party}  {}  {}", bytes(size), path.display()));
     }
     say(format_args!("digest {digest}"));
     eprintln!("give each node its own file and nobody two of them: two shares together are the model");

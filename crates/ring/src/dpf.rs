@@ -11,7 +11,7 @@
 //!
 //! Sums over the positions of either key's bits differ by the value at the index, up to a *sign*: which of the two keys has
 //! the 1 there. It is as secret as the index (a party that knew it would know its own bit at the index), a fair coin
-//! whatever the index, and [`generate`] tells it to whoever made the keys. Vectors over a ring ([`unit`]) have none.
+//! whatever the index, and [`generate`] tells it to whoever made the keys. Vectors over a ring ([`mod@unit`]) have none.
 
 pub mod unit;
 

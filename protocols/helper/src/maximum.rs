@@ -4,7 +4,7 @@
 //! ties has a winner, and what is selected and re-masked is as narrow as what is compared. The result is that maximum, at most
 //! 2^-5 below the exact one and at most 2^-4 above it, which softmax does not see: it is shift-invariant.
 //!
-//! Levels of four take four rounds each; the last level compares up to [`LAST`] values at once, which costs little where so few
+//! Levels of four take four rounds each; the last level compares up to `LAST` values at once, which costs little where so few
 //! are left and saves rounds.
 //!
 //! *Cost*: three rounds for a pair, four for a larger group. *Security*: built from comparison, selection and remasking alone.
