@@ -1,4 +1,4 @@
-//! Trains the small GPT-2 of the demonstration on three novels by Jane Austen and writes it as an unmodified Hugging Face
+//! Trains the small GPT-2 of the demonstration on four novels by Jane Austen and writes it as an unmodified Hugging Face
 //! `GPT2LMHeadModel` directory.
 //!
 //! ```text
