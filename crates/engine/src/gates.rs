@@ -6,18 +6,15 @@ use tercet_model::graph::Activation;
 
 use crate::numerics::Profile;
 
-/// The numbers of an activation of values at scale `frac` in a ring of `ring` bits.
+/// The numbers of an activation of values at scale `frac` in a ring of `ring` bits, or in that of its body where this is wider.
 pub(crate) fn activation(kind: Activation, profile: Profile, frac: u32, ring: u32) -> ActivationSpec {
-    let (out, compare_ring) = match profile {
-        Profile::Fast => (32, ring),
-        Profile::Precise => (47, ring.min(30)),
-    };
+    let out = if profile == Profile::Fast { 32 } else { 47 };
     if kind == Activation::Relu {
         return ActivationSpec::Relu { ring: if profile == Profile::Fast { 32 } else { 64 } };
     }
     let odd = kind == Activation::Tanh;
     // Edge, log2 of the period, distance of the harmonics, how many, scale of the factors; bits above the scale that |2h + x|
-    // <= 2 edge and its extension take.
+    // <= 2 edge and its extension take. As many hold a value beside the edge, so that no threshold wraps.
     let (edge, log2_period, step, terms, scale, body_bits) = match (profile, kind) {
         (Profile::Fast, Activation::Tanh) => (6, 4, 1, 14, 12, 6),
         (Profile::Precise, Activation::Tanh) => (6, 4, 1, 18, 18, 7),
@@ -35,6 +32,7 @@ pub(crate) fn activation(kind: Activation, profile: Profile, frac: u32, ring: u3
         _ => Series::fit_odd(f64::tanh, edge_at, log2_period, step, terms),
     };
     let body_ring = body_bits + frac;
+    let compare_ring = ring.max(body_ring).min(GateSpec::widest_compare_ring(frac));
     // `precise` keeps two bits beyond those of its values.
     let scale = if profile == Profile::Precise { scale.max(frac + 2) } else { scale };
     let gate = GateSpec { series, edge, compare_ring, dealt_frac: scale, public_frac: scale, body_ring, ring: out };

@@ -135,10 +135,13 @@ fn gated(GatedSpec { activation: spec, truncate, ring }: &GatedSpec, formats: Nu
 fn gate(spec: &GateSpec, frac: u32) -> bool {
     let GateSpec { edge, compare_ring, dealt_frac, public_frac, body_ring, ring, .. } = *spec;
     let fracs = (1..31).contains(&dealt_frac) && (1..31).contains(&public_frac) && dealt_frac + public_frac >= frac;
-    let rings = (4..=LANE).contains(&body_ring) && (4..=LANE).contains(&ring) && (4..=32).contains(&compare_ring);
+    let rings = (4..=LANE).contains(&body_ring) && (4..=LANE).contains(&ring);
+    // A threshold is compared with values of up to half of what the ring holds.
+    let room = compare_ring.checked_sub(frac + 2).map_or(0, |bits| 1u64 << bits.min(LANE - 1));
     fracs
         && rings
-        && (1..1 << 10).contains(&edge)
+        && compare_ring <= GateSpec::widest_compare_ring(frac)
+        && (1..=room.min(1 << 10)).contains(&edge.into())
         && body_ring + dealt_frac + public_frac - frac <= LANE
         && series(&spec.series)
 }

@@ -310,7 +310,8 @@ pub struct GateSpec {
     pub series: Series,
     /// Where it ends, in whole units.
     pub edge: u32,
-    /// Ring in which the thresholds are compared, at most 32 after coarsening.
+    /// Ring in which the thresholds are compared, at most [`GateSpec::widest_compare_ring`] and that of the values: it holds the
+    /// sum of a value and the edge.
     pub compare_ring: u32,
     /// Fractional bits of the dealt sines and cosines of the largest harmonic.
     pub dealt_frac: u32,
@@ -332,6 +333,11 @@ impl GateSpec {
         let largest = largest.fold(0.0, f64::max);
         // Halving is exact: all parties count alike.
         (0..self.dealt_frac).take_while(|&b| of * f64::from(2u32 << b) <= largest).count() as u32
+    }
+
+    /// The widest ring whose values at scale `frac` take 32 bits after coarsening.
+    pub fn widest_compare_ring(frac: u32) -> u32 {
+        32 + frac.saturating_sub(GATE_FRAC)
     }
 
     /// The ring of values at scale `frac` between the comparison and the last truncation: twice the result fits it.

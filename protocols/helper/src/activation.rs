@@ -13,7 +13,7 @@
 use tercet_core::fit::Series;
 use tercet_core::functions::{cos_sin_turns, round};
 use tercet_core::spec::{ActivationSpec, GATE_FRAC, GateSpec};
-use tercet_core::{Cost, Result, Session};
+use tercet_core::{Cost, Error, Result, Session};
 use tercet_net::PartyId;
 use tercet_ring::{Element, simd};
 
@@ -54,8 +54,22 @@ pub fn result_ring(spec: &ActivationSpec) -> u32 {
     }
 }
 
+/// Refuses an activation that compares in a larger ring than its values', which come in `ring`.
+pub(crate) fn check(ring: u32, spec: &ActivationSpec) -> Result<()> {
+    match spec {
+        ActivationSpec::Gate(gate) | ActivationSpec::Odd(gate) if gate.compare_ring > ring => {
+            Err(Error::Misuse(format!("values of {ring} bits compared in {}", gate.compare_ring)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Applies the activation to `x` at scale `frac`; the result has the same scale.
+///
+/// # Errors
+/// It compares in a larger ring than that of `x`.
 pub fn activation<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &ActivationSpec) -> Result<Masked<E>> {
+    check(x.ring(), spec)?;
     s.scope("activation", |s| match spec {
         ActivationSpec::Relu { ring } => relu(s, x, *ring),
         ActivationSpec::Gate(gate) => in_lanes(s, x, frac, gate, false),
@@ -126,8 +140,8 @@ fn gated<E: Element, F: Element>(
     extend::extend(s, &result, gate.ring)
 }
 
-fn two_flags() -> tercet_core::Error {
-    tercet_core::Error::Misuse("two thresholds give two flags".into())
+fn two_flags() -> Error {
+    Error::Misuse("two thresholds give two flags".into())
 }
 
 /// `(above - below) 2^frac = (high + low - 1) 2^frac` as an additive sharing.

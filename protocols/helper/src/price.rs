@@ -203,12 +203,14 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn activation(&mut self, x: &Shape, spec: &ActivationSpec) -> Result<Shape> {
+        activation::check(x.ring, spec)?;
         self.spend(activation::cost(x.rows * x.cols, x.ring, self.numerics.frac, spec));
         Ok(Shape { ring: activation::result_ring(spec), ..*x })
     }
 
     fn gated(&mut self, x: &Shape, spec: &GatedSpec) -> Result<Shape> {
         let cols = x.cols / 2;
+        activation::check(x.ring, &spec.activation)?;
         self.spend(gated::cost(x.rows * cols, x.ring, self.numerics.frac, spec));
         Ok(Shape { cols, ring: spec.ring, ..*x })
     }

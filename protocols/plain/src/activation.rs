@@ -19,7 +19,9 @@ fn gated(x: i64, ring: u32, frac: u32, gate: &GateSpec, odd: bool) -> i64 {
     let by = frac.saturating_sub(GATE_FRAC);
     let coarse = truncate(wrap(x, gate.compare_ring), by, gate.compare_ring - by);
     let edge = i64::from(gate.edge) << frac.min(GATE_FRAC);
-    let (low, high) = (coarse >= -edge, coarse >= edge);
+    // A difference that leaves the ring wraps, as that of shares does.
+    let reaches = |threshold: i64| wrap(coarse - threshold, gate.compare_ring - by) >= 0;
+    let (low, high) = (reaches(-edge), reaches(edge));
     let one = i64::from;
     let body = 2 * series(x, frac, gate) + if odd { 0 } else { x };
     let inside = one(low != high) * wrap(body, gate.body_ring);

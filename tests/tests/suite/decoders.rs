@@ -4,20 +4,23 @@
 use tercet_core::Cost;
 use tercet_engine::{Choice, Profile, choose, plan_step};
 use tercet_model::graph::Op;
-use tercet_model::{calibrate, calibration_inputs};
+use tercet_model::{Model, calibrate, calibration_inputs};
 use tercet_testkit::World;
 use tercet_testkit::decoder::{Decoder, Outputs, Plan, Read};
 use tercet_testkit::uniformity::assert_uniform;
 
-use super::models::{PUBLIC_GATE, load};
+use super::models::{PUBLIC_GATE, load, scaled};
 
 /// One of each family, as transformers wrote them.
 const ALL: [&str; 7] = ["gpt2", "llama", "llama_biases_tied", "mistral_bf16_sharded", "qwen2", "mixtral", PUBLIC_GATE];
 
 fn decoder(name: &str, profile: Profile) -> Decoder {
-    let model = load(name);
+    decoder_of(load(name), profile)
+}
+
+fn decoder_of(model: Model, profile: Profile) -> Decoder {
     let ranges = calibrate(&model, &calibration_inputs(&model)).expect("inputs of this model");
-    let numerics = choose(&model.graph, &ranges, profile, false).unwrap_or_else(|p| panic!("{name}: {p:?}"));
+    let numerics = choose(&model.graph, &ranges, profile, false).unwrap_or_else(|problems| panic!("{problems:?}"));
     Decoder::new(model, numerics).expect("a model that fits is shared")
 }
 
@@ -68,6 +71,23 @@ fn scores_are_those_of_the_float_model_at_every_position() {
             println!("{name} {lengths:?}: {largest:.4} at most, {mean:.5} in the mean; the twin {of_twin:.4}");
             assert!(largest < 0.02, "{name} {lengths:?}: {largest}");
             assert_eq!(run.cost, price(&decoder, &plan), "{name} {lengths:?}");
+        }
+    }
+}
+
+/// Where a gate's arguments stay far below its edges, no threshold wraps around the ring that they come in.
+#[test]
+fn gates_of_small_arguments_hold() {
+    for name in ["llama", "gpt2", PUBLIC_GATE] {
+        for factor in [0.05, 0.3] {
+            for (profile, bound) in [(Profile::Fast, 0.3), (Profile::Precise, 0.02)] {
+                let decoder = decoder_of(scaled(load(name), |tensor| tensor.contains("/up"), factor), profile);
+                let ids = untied(&decoder, 20);
+                let run = decoder.private(&World::default().unrecorded(), &Plan::scores(&ids, &[20]));
+                let (largest, mean) = errors(&flat(&run.outputs), &decoder.exact(&ids).data);
+                println!("{name} x {factor} in {profile}: {largest:.4} at most, {mean:.5} in the mean");
+                assert!(largest < bound, "{name} x {factor} in {profile}: {largest}");
+            }
         }
     }
 }

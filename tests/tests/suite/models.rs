@@ -1,5 +1,6 @@
 //! The models that the tests run: tiny ones as transformers wrote them, and the digits ViT of the examples.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tercet_engine::{NoHeadroom, Profile, choose};
@@ -37,6 +38,17 @@ pub(crate) fn load(name: &str) -> Model {
         PUBLIC_GATE => Model::load_with(&fixtures.join("mixtral"), Gate::Public).expect("the fixture loads"),
         _ => Model::load(&fixtures.join(name)).expect("the fixture loads"),
     }
+}
+
+/// A model with some of its tensors multiplied.
+pub(crate) fn scaled(model: Model, which: impl Fn(&str) -> bool, factor: f32) -> Model {
+    let tensors = model.graph.tensors.iter().map(|spec| {
+        let factor = if which(&spec.name) { factor } else { 1.0 };
+        let values = model.tensor(&spec.name).expect("a tensor of this model");
+        (spec.name.clone(), values.into_iter().map(|v| v * factor).collect())
+    });
+    let tensors: BTreeMap<String, Vec<f32>> = tensors.collect();
+    Model::from_tensors(model.graph.clone(), tensors, None).expect("the graph is unchanged")
 }
 
 /// Shares a model.
