@@ -137,7 +137,7 @@ pub fn route<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &Route
 /// nodes**; the rest as for [`route`].
 ///
 /// # Errors
-/// Those of [`route`]; a peer whose part opens another number of experts than the top.
+/// Those of [`route`].
 pub fn open<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &RouteSpec) -> Result<(Masked<E>, Routing)> {
     let [rows, experts] = check(x, frac, spec)?;
     let top = spec.top.min(experts);
@@ -151,11 +151,7 @@ pub fn open<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &RouteS
         let largest = post_remask(s, 1, rows * experts, halves.collect())?;
         let opened = bits::open(s, rows * experts, chosen)?;
         let largest = largest.finish(s)?.pop().unwrap_or_else(|| unreachable!("a plane was remasked"));
-        let routing = Routing::of(&opened, [rows, experts], top).ok_or_else(|| Error::Peer {
-            party: if s.party() == PartyId::P1 { PartyId::P2 } else { PartyId::P1 },
-            step: "route".into(),
-            what: format!("another number of experts for a row than {top}"),
-        })?;
+        let routing = Routing::of(&opened, [rows, experts], top);
 
         let places = routing.places();
         let scores = scores.into_low(exp.ring_in()).reshape([rows * experts, 1]).rows_at(&places).reshape([rows, top]);

@@ -18,14 +18,18 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// From a bit for every row and expert, row-major; none where a row has not `top` of them.
-    pub fn of(bits: &[u64], [rows, experts]: [usize; 2], top: usize) -> Option<Routing> {
+    /// From a bit for every row and expert, row-major: the first `top` experts of a row whose bit is set.
+    ///
+    /// Where scores of a row are so far apart that their differences leave the ring, another number of bits may be set. Such a row
+    /// has lost its answer, and takes the first experts without a bit for those that it lacks, so that the others have theirs.
+    pub fn of(bits: &[u64], [rows, experts]: [usize; 2], top: usize) -> Routing {
         let mut chosen = Vec::with_capacity(rows * top);
         for row in 0..rows {
-            chosen.extend((0..experts).filter(|expert| bits::bit(bits, row * experts + expert) == 1));
-            if chosen.len() != (row + 1) * top {
-                return None;
-            }
+            let all = (0..experts).map(|expert| (bits::bit(bits, row * experts + expert), expert));
+            let (set, unset): (Vec<_>, Vec<_>) = all.partition(|(bit, _)| *bit == 1);
+            let mut row: Vec<usize> = set.into_iter().chain(unset).take(top).map(|(_, expert)| expert).collect();
+            row.sort_unstable();
+            chosen.extend(row);
         }
         let mut order: Vec<usize> = (0..chosen.len()).collect();
         order.sort_by_key(|&at| chosen[at]);
@@ -34,7 +38,7 @@ impl Routing {
         let mut counts = vec![0; experts];
         chosen.iter().for_each(|&expert| counts[expert] += 1);
         let rows = order.iter().map(|at| at / top).collect();
-        Some(Routing { experts, chosen, rows, slots, counts })
+        Routing { experts, chosen, rows, slots, counts }
     }
 
     /// Where the scores of a row's experts are among those of all, row-major: `[rows, top]`.
@@ -70,19 +74,20 @@ mod tests {
     #[test]
     fn slots_are_in_the_order_of_the_experts() {
         // Rows with experts 1 and 3, 0 and 1, 1 and 3.
-        let routing = Routing::of(&[0b1010_0011_1010], [3, 4], 2).unwrap();
+        let routing = Routing::of(&[0b1010_0011_1010], [3, 4], 2);
         assert_eq!(routing.counts(), [1, 3, 0, 2]);
         assert_eq!(routing.rows(), [1, 0, 1, 2, 0, 2]);
         assert_eq!(routing.slots(), [1, 4, 0, 2, 3, 5]);
         assert_eq!(routing.places(), [1, 3, 4, 5, 9, 11]);
-        let nobody = Routing::of(&[], [0, 4], 2).unwrap();
+        let nobody = Routing::of(&[], [0, 4], 2);
         assert!(nobody.rows().is_empty() && nobody.places().is_empty());
     }
 
     #[test]
-    fn rows_with_another_number_of_experts_are_none() {
-        for bits in [0b0011_0001, 0b0111_0001, 0b0111_0011, 0] {
-            assert!(Routing::of(&[bits], [2, 4], 2).is_none(), "{bits:b}");
+    fn a_row_with_another_number_of_experts_has_as_many_as_the_others() {
+        for (bits, row) in [(0b0111, [0, 1]), (0b1110, [1, 2]), (0b0100, [0, 2]), (0b0001, [0, 1]), (0, [0, 1])] {
+            let routing = Routing::of(&[0b1010_0000 | bits], [2, 4], 2);
+            assert_eq!(routing.places(), [row[0], row[1], 5, 7], "{bits:b}");
         }
     }
 }

@@ -131,6 +131,24 @@ fn an_open_route_gives_the_weights_of_the_top_and_says_which_they_are() {
     }
 }
 
+/// Scores that are a third of the ring apart win against each other in a circle: that row is lost, its neighbours are not.
+#[test]
+fn an_open_route_goes_on_beside_a_row_that_left_its_ring() {
+    let (frac, spec, _) = &specs(1)[0];
+    let third = (1i64 << spec.softmax.score_ring) / 3;
+    let values = [[5, 9, 2].map(|v| v << frac), [0, third, 2 * third], [1, 0, 8].map(|v| v << frac)].concat();
+    let x = share::<u64>(&values, &[3, 3], 48, 39);
+    let run = World::default().run(|s| {
+        let (weights, routing) = route::open(s, &x[s.party().index()], *frac, spec)?;
+        Ok((weights, routing.places()))
+    });
+    let (weights, places): (Vec<_>, Vec<_>) = run.outputs.into_iter().unzip();
+    assert!(places.iter().all(|places| (places[0], places[2]) == (1, 8) && (3..6).contains(&places[1])), "{places:?}");
+    let got = reveal(&weights.try_into().expect("three parties"));
+    let one = 1i64 << frac;
+    assert!([got[0], got[2]].iter().all(|weight| (weight - one).abs() <= one / 100), "{got:?} of {one}");
+}
+
 /// The halves that the evaluators exchange are uniform, whatever they open; what else they receive, too.
 #[test]
 fn an_open_route_shows_the_choice_alone() {
