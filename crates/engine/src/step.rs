@@ -83,19 +83,18 @@ pub fn plan_step(manifest: &Manifest, shape: &StepShape) -> Result<StepPlan> {
             price.choose(&output, &spec)?
         }
     };
-    let positions = layout.sequences.iter().map(|extent| extent.past + extent.rows);
-    let positions: usize = positions.sum();
+    let caches = |party| layout.sequences.iter().map(|of| cache_bytes(manifest, party, of.past + of.rows)).sum();
     Ok(StepPlan {
         total: price.total(),
         parts: price.parts().to_vec(),
         weight_bytes: plan::weight_bytes(manifest),
-        cache_bytes: PartyId::ALL.map(|party| cache_bytes(manifest, party, positions)),
+        cache_bytes: PartyId::ALL.map(caches),
         client_bytes: plan::client_bytes_of(manifest, if shape.reentry { 0 } else { layout.rows() }, chosen)?,
         working_bytes: LINK_BUFFER_BYTES + working + 3 * 2 * lane * widest,
     })
 }
 
-/// Bytes that the caches of a model take for so many positions at a party.
+/// Bytes that the cache of a sequence of so many positions takes at a party, in whole pages.
 pub fn cache_bytes(manifest: &Manifest, party: PartyId, positions: usize) -> u64 {
     let graph = &manifest.graph;
     let frac = manifest.numerics.formats.frac;
@@ -108,7 +107,7 @@ pub fn cache_bytes(manifest: &Manifest, party: PartyId, positions: usize) -> u64
         let spec = manifest.numerics.causal(graph.max_rows(), *max_value, *bound);
         Some(cache::bytes_per_position(party, &heads, width, frac, &spec) as u64)
     });
-    bytes.sum::<u64>() * positions as u64
+    bytes.sum::<u64>() * positions.next_multiple_of(cache::PAGE) as u64
 }
 
 impl Manifest {

@@ -3,7 +3,7 @@
 use tercet_core::{Cost, Extent, Layout, Result, Suite};
 use tercet_engine::{
     Base, Choice, Manifest, Member, ModelNumerics, ModelShare, Noise, Rows, Sequence, SplitError, StepInput, StepShape,
-    execute_step, parse_rows, walk,
+    cache_bytes, execute_step, parse_rows, walk,
 };
 use tercet_model::graph::Op;
 use tercet_model::{Matrix, Model, OracleInput, Trace};
@@ -191,7 +191,11 @@ impl Decoder {
                 }
                 let done = execute_step(s, share.manifest(), share, members, shape)?;
                 let (back, shares): (Vec<Sequence>, Vec<OutputShare>) = done.into_iter().unzip();
-                step.iter().zip(back).for_each(|((number, _), sequence)| sequences[*number] = Some(sequence));
+                for ((number, _), sequence) in step.iter().zip(back) {
+                    let most = cache_bytes(share.manifest(), me, sequence.len());
+                    assert!(sequence.bytes() as u64 <= most, "{} bytes of at most {most}", sequence.bytes());
+                    sequences[*number] = Some(sequence);
+                }
                 outputs.push(shares);
             }
             Ok(outputs)
