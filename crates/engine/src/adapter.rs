@@ -7,7 +7,7 @@ use tercet_core::spec::{ActivationSpec, GatedSpec, LinearSpec, ScaleSpec};
 use tercet_model::graph::{Graph, Node, Op};
 use tercet_model::{AttentionStats, Model, NodeStats, NormStats, Ranges};
 
-use crate::chooser::{Choice, MARGIN, VARIANCE_MARGIN, bits_of, power};
+use crate::chooser::{Choice, MARGIN, ROUTE_DROP, VARIANCE_MARGIN, bits_of, power};
 use crate::manifest::{Base, Manifest};
 use crate::numerics::{ModelNumerics, NoHeadroom, NodeSpec, TensorFormat};
 
@@ -223,22 +223,17 @@ impl<'a> Adapting<'a> {
             NodeSpec::Attention { max_value } | NodeSpec::Causal { max_value, .. } => {
                 if let (Some(before), Some(after)) = (before.attention, stats.attention) {
                     self.limit(name, "the values", f64::from(after.max_value), max_value + f64::EPSILON);
-                    self.scores(name, before.max_spread.max(before.max_score), after.max_spread.max(after.max_score));
+                    let [before_most, after_most] = [before, after].map(|seen| seen.max_spread.max(seen.max_score));
+                    self.scores(name, before_most, after_most, 0.0);
                     if let NodeSpec::Causal { .. } = spec {
                         self.maxima(name, before, after);
                     }
                 }
             }
-            NodeSpec::Route { .. } => {
-                if let (Some(before), Some(after)) = (before.route, stats.route) {
-                    self.scores(name, before.max_spread.max(before.max_score), after.max_spread.max(after.max_score));
-                }
-            }
+            NodeSpec::Route { .. } => self.route(name, &before, &stats),
             NodeSpec::Experts { up, gated, down, .. } => {
                 self.grown(name, "the sum over experts", [before.max_abs, stats.max_abs], room(ring));
-                if let (Some(before), Some(after)) = (before.route, stats.route) {
-                    self.scores(name, before.max_spread.max(before.max_score), after.max_spread.max(after.max_score));
-                }
+                self.route(name, &before, &stats);
                 let (before, after) = (before.experts.unwrap_or_default(), stats.experts.unwrap_or_default());
                 let inner = self.numerics.formats.frac;
                 let room = |ring: u32, frac: u32| power(ring as i32 - 2 - frac as i32);
@@ -254,13 +249,21 @@ impl<'a> Adapting<'a> {
         }
     }
 
-    /// Scores that differ by more than any two of the base may still fit, where theirs is not the largest spread.
-    fn scores(&mut self, name: &str, before: f32, after: f32) {
+    fn route(&mut self, name: &str, before: &NodeStats, after: &NodeStats) {
+        if let (Some(before), Some(after)) = (before.route, after.route) {
+            let [before, after] = [before, after].map(|seen| seen.max_spread.max(seen.max_score));
+            self.scores(name, before, after, ROUTE_DROP);
+        }
+    }
+
+    /// Scores that differ by more than any two of the base may still fit, where theirs is not the largest spread. Some fall by
+    /// `drop` besides.
+    fn scores(&mut self, name: &str, before: f32, after: f32, drop: f64) {
         let ModelNumerics { formats, score_ring, padding_bias, .. } = self.numerics;
         let padding = (-padding_bias >> formats.frac) as f64;
         // A padded key falls 16 below every other one; a decoder has none, and its bound has its own distance.
         let room = if self.graph.is_decoder() {
-            power((score_ring - 1 - formats.frac) as i32) - padding
+            power((score_ring - 1 - formats.frac) as i32) - padding.max(drop)
         } else {
             padding - 16.0
         };

@@ -28,6 +28,10 @@ const RESIDUAL_BITS: u32 = 4;
 /// Between two bounds of a row's largest score, at most: exponentials end at 16 beyond a bound, which is up to two steps above the
 /// maximum.
 const BOUND_STEP: u32 = 2;
+/// What a bound may be beyond all scores of its row, at most: room for it beside their spread.
+const BOUND_DISTANCE: f64 = (4 * BOUND_STEP) as f64;
+/// What the scores of experts that are not at the top lose before their exponentials, which are nothing then.
+pub(crate) const ROUTE_DROP: f64 = (1 << EXP_LOG2_RANGE) as f64;
 /// Bounds of a row that are worth half the step in `fast`.
 const FINE_BOUNDS: f64 = 64.0;
 
@@ -174,7 +178,7 @@ pub fn choose(
     let frac = choice.formats.frac;
     // A padded key must fall at least 16 below the largest score, where its exponential is zero. In a decoder there is no padding;
     // what is added to a difference of scores there is the distance of its bound.
-    let padding = if graph.is_decoder() { f64::from(4 * BOUND_STEP) } else { (spread + 16.0).ceil() };
+    let padding = if graph.is_decoder() { BOUND_DISTANCE } else { (spread + 16.0).ceil() };
     let bounds = nodes.iter().map(|spec| match spec {
         NodeSpec::Causal { bound, .. } => 1 + bound.step.ilog2() + bound.steps.next_power_of_two().ilog2(),
         _ => 0,
@@ -272,7 +276,7 @@ impl Chooser<'_> {
             }
             Op::CausalAttention { .. } => {
                 let seen = stats.attention.as_ref();
-                let max_value = self.attention(name, seen, f64::from(4 * BOUND_STEP));
+                let max_value = self.attention(name, seen, BOUND_DISTANCE);
                 let maxima = seen.map_or((0.0, 0.0), |a| (a.row_max.min.into(), a.row_max.max.into()));
                 let bound = bound(maxima, self.choice.profile);
                 (NodeSpec::Causal { max_value, bound }, frac)
@@ -358,10 +362,11 @@ impl Chooser<'_> {
         NodeSpec::Experts { top, up, gated, down, combine }
     }
 
-    /// Takes the scores of experts into account.
+    /// Takes the scores of experts into account: those of all but the top fall [`ROUTE_DROP`] further, of which a decoder's scores
+    /// have room for the distance of a bound.
     fn route(&mut self, name: &str, stats: &NodeStats) {
         let spread = stats.route.map_or(0.0, |r| f64::from(r.max_spread).max(f64::from(r.max_score)) * MARGIN);
-        self.scores(name, spread, 2.0);
+        self.scores(name, spread + ROUTE_DROP - BOUND_DISTANCE, BOUND_DISTANCE);
     }
 
     /// Takes the scores of an attention into account; the largest of its values.
