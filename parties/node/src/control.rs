@@ -23,8 +23,8 @@ pub(crate) async fn converse(shared: Arc<Shared>, connection: Connection, peer: 
     shared.peer_left(peer, &connection);
     shared.forget_proposals(&connection);
     let mut verdicts = shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-    // Whoever waits for an answer of that node sees its sender gone.
-    verdicts.retain(|(_, party), _| *party != peer);
+    // Whoever waits for an answer over this connection sees its sender gone.
+    verdicts.retain(|_, (asked, _)| !asked.same(&connection));
 }
 
 async fn listen(shared: &Arc<Shared>, connection: &Connection, peer: PartyId) -> NetError {
@@ -75,7 +75,7 @@ fn hear(
 
 fn decide(shared: &Shared, name: (u128, PartyId), verdict: Verdict) {
     let waiting = shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-    if let Some(waiting) = waiting {
+    if let Some((_, waiting)) = waiting {
         // Nobody waits any more when the plan was given up.
         let _ = waiting.send(verdict);
     }

@@ -28,6 +28,9 @@ pub(crate) enum Verdict {
     Refused { fault: Fault, reason: String, missing: Vec<RequestKey> },
 }
 
+/// Over which connection a plan went, and who waits for what is said to it.
+pub(crate) type Asked = (Connection, oneshot::Sender<Verdict>);
+
 /// Runs batch after batch, as many at once as there are places.
 pub(crate) async fn lead(shared: Arc<Shared>) {
     loop {
@@ -114,7 +117,7 @@ async fn ask(shared: &Shared, plan: &BatchPlan, to: &Connection, party: PartyId)
     let name = (plan.session, party);
     let (sender, verdict) = oneshot::channel();
     let verdicts = || shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-    verdicts().insert(name, sender);
+    verdicts().insert(name, (to.clone(), sender));
     let answer = async {
         to.send_message(&PeerMessage::Plan(plan.clone())).await.map_err(|error| error.to_string())?;
         match tokio::time::timeout(VERDICT_PATIENCE, verdict).await {

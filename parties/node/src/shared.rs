@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tercet_net::{Connection, Endpoint, ModelCard, PartyId, SessionSettings, WireBytes};
 use tercet_ring::Pool;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
 use crate::counters::Counters;
 use crate::desk::{Desk, LEAD};
 use crate::follow::Proposals;
-use crate::lead::Verdict;
+use crate::lead::Asked;
 use crate::models::{Model, Models};
 use crate::plan::PeerMessage;
 use crate::shape::Shape;
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     /// Plans of P1 that this node considers or has accepted.
     pub(crate) proposals: Mutex<Proposals>,
     /// Where the answers to plans of this node go.
-    pub(crate) verdicts: Mutex<BTreeMap<(u128, PartyId), oneshot::Sender<Verdict>>>,
+    pub(crate) verdicts: Mutex<BTreeMap<(u128, PartyId), Asked>>,
     peers: Mutex<[PeerState; 3]>,
     pub(crate) started: Instant,
 }
