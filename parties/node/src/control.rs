@@ -28,7 +28,8 @@ pub(crate) async fn converse(shared: Arc<Shared>, connection: Connection, peer: 
 }
 
 async fn listen(shared: &Arc<Shared>, connection: &Connection, peer: PartyId) -> NetError {
-    if let Err(error) = connection.send_message(&PeerMessage::Models(shared.models.cards())).await {
+    let models = PeerMessage::Models { cards: shared.models.cards(), most: shared.limits.capacity() };
+    if let Err(error) = connection.send_message(&models).await {
         return error;
     }
     if peer == LEAD {
@@ -55,7 +56,10 @@ fn hear(
 ) -> Result<(), &'static str> {
     let (from_lead, to_lead) = (peer == LEAD, shared.me == LEAD);
     match message {
-        PeerMessage::Models(cards) => shared.peer_holds(peer, connection, cards),
+        PeerMessage::Models { cards, most } => {
+            shared.peer_allows(peer, most);
+            shared.peer_holds(peer, connection, cards);
+        }
         PeerMessage::Here { requests } if to_lead => shared.desk.announced(peer, &requests),
         PeerMessage::Gone { request } if to_lead => shared.desk.renounced(peer, Some(request)),
         PeerMessage::Plan(plan) if from_lead => shared.proposed(plan, connection),

@@ -55,6 +55,8 @@ struct State {
     /// At the lead: which of the others have their part, by party.
     elsewhere: BTreeMap<RequestKey, [bool; 3]>,
     turns: Turns,
+    /// Nothing is taken before.
+    rests: Option<Instant>,
     closed: bool,
 }
 
@@ -253,6 +255,12 @@ impl Desk {
         }
     }
 
+    /// Puts requests back, and lets no batch begin for a while.
+    pub(crate) fn put_back_for(&self, requests: Vec<Held>, pause: Duration) {
+        self.lock().rests = Some(Instant::now() + pause);
+        self.put_back(requests);
+    }
+
     /// Puts requests back to the front, in their order: their session did not start.
     pub(crate) fn put_back(&self, requests: Vec<Held>) {
         let mut state = self.lock();
@@ -332,6 +340,9 @@ impl State {
 
     /// What runs next; else when to look again even if nothing changes.
     fn take_batch(&mut self, fits: &impl Fn(&Model, &Shape) -> bool, now: Instant) -> Result<Taken, Option<Instant>> {
+        if let Some(rests) = self.rests.filter(|rests| now < *rests) {
+            return Err(Some(rests));
+        }
         let ready: Vec<RequestKey> = self.order.iter().filter(|key| self.is_everywhere(key)).copied().collect();
         let names: BTreeSet<Name> = ready.iter().map(|key| key.name).collect();
         let mut again: Option<Instant> = None;

@@ -57,6 +57,11 @@ impl Refusal {
     fn nodes(reason: impl Into<String>) -> Refusal {
         Refusal { fault: Fault::Nodes, reason: reason.into(), missing: Vec::new() }
     }
+
+    /// There is no room now: what the plan names waits on.
+    fn busy(reason: impl Into<String>) -> Refusal {
+        Refusal { fault: Fault::Busy, ..Refusal::nodes(reason) }
+    }
 }
 
 impl Shared {
@@ -71,7 +76,7 @@ impl Shared {
             let mut proposals = self.proposals();
             let full = proposals.len() >= PROPOSALS_AT_ONCE;
             match proposals.entry(session) {
-                _ if full => Some(Refusal { fault: Fault::Busy, ..Refusal::nodes("too many plans at once") }),
+                _ if full => Some(Refusal::busy("too many plans at once")),
                 Entry::Occupied(_) => Some(Refusal::nodes("this session was proposed before")),
                 Entry::Vacant(free) => {
                     free.insert(Proposal { from: from.clone(), accepted: None });
@@ -130,11 +135,11 @@ impl Shared {
         let model = model.ok_or_else(|| Refusal::nodes(format!("it does not hold this model {:?}", plan.model)))?;
         let hash = plan.hash().map_err(|error| Refusal::nodes(error.to_string()))?;
         if !self.fits(&model, &plan.shape) {
-            return Err(Refusal::nodes(format!("{} are more than it has room for", plan.shape)));
+            return Err(Refusal::busy(format!("{} are more than it has room for", plan.shape)));
         }
         let place = tokio::time::timeout(PLACE_PATIENCE, self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
-            return Err(Refusal { fault: Fault::Busy, ..Refusal::nodes("all its places are taken") });
+            return Err(Refusal::busy("all its places are taken"));
         };
         if !self.is_serving() {
             return Err(Refusal::nodes(STOPPING));
@@ -268,7 +273,7 @@ mod tests {
         let node = Node::start(config).await.unwrap();
         let digest = node.status().models[0].digest;
         let lead = p1.wait_party(PartyId::P0, PATIENCE).await.unwrap();
-        assert!(matches!(lead.recv_message::<PeerMessage>().await.unwrap(), PeerMessage::Models(_)));
+        assert!(matches!(lead.recv_message::<PeerMessage>().await.unwrap(), PeerMessage::Models { .. }));
 
         let client_config = EndpointConfig::client(client_identity, keys);
         let asking = Endpoint::bind(EndpointConfig { profile: LinkProfile::Loopback, ..client_config }).unwrap();

@@ -19,6 +19,9 @@ const PEER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the others may take to answer a plan; longer than they wait for stragglers and for a place.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long nothing begins after a node had no room; long enough for what waits to be looked after ([`crate::stay`]).
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
 const FOLLOWERS: [PartyId; 2] = [PartyId::P0, PartyId::P2];
 
 /// What a node says to a plan.
@@ -63,6 +66,11 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
     let session = plan.session;
     let (nonces, hash) = match agree(&shared, &plan, &connections).await {
         Ok(agreed) => agreed,
+        Err(Refusal { fault: Fault::Busy, reason, missing }) if missing.is_empty() => {
+            tracing::info!(session = format!("{:08x}", session >> 96), reason, "waits on");
+            tell(&connections, &PeerMessage::Cancel { session }).await;
+            return shared.desk.put_back_for(batch, BUSY_PAUSE);
+        }
         Err(Refusal { fault, reason, missing }) => {
             tell(&connections, &PeerMessage::Cancel { session }).await;
             let (dropped, others): (Vec<Held>, Vec<Held>) =

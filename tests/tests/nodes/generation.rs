@@ -196,6 +196,30 @@ fn who_decodes_together_gets_what_it_gets_alone() {
     });
 }
 
+/// What the smallest of the three nodes allows runs together, and the others wait for it.
+#[test]
+fn nodes_of_different_size_serve_all() {
+    let cluster = Cluster::start(LinkKind::Quic, |config| {
+        slow_texts(config);
+        (config.max_batch, config.max_sessions) = if config.party == P2 { (2, 1) } else { (32, 4) };
+    });
+    cluster.runtime.block_on(async {
+        let client = cluster.client().await;
+        for inside in [false, true] {
+            let runs = (0..5).map(|at| {
+                let (client, options) = (client.clone(), GenerateOptions { inside, ..tokens(4) });
+                async move { ids(client.generate(TEXTS, PROMPTS[at % 4], &options).await.unwrap()).await }
+            });
+            for (at, (found, usage)) in join_all(runs).await.into_iter().enumerate() {
+                assert_eq!(found, tiny().greedy(PROMPTS[at % 4], 4));
+                assert!(usage.batched <= 2, "{} together", usage.batched);
+            }
+        }
+        until_free(&cluster).await;
+        assert_eq!(cluster.node(P1).status().refused, 0);
+    });
+}
+
 #[test]
 fn inside_the_nodes_sample_by_the_seed_and_texts_are_scored() {
     let cluster = Cluster::start(LinkKind::Quic, texts);
