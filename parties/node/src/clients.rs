@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tercet_core::Geometry;
 use tercet_engine::parse;
-use tercet_net::{ByteChannel, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec};
+use tercet_net::{
+    ByteChannel, ByteSender, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec,
+};
 use tokio::sync::oneshot;
 
 use crate::desk::{NotHeld, STOPPING};
@@ -100,12 +102,22 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
             }
             _ => {}
         }
-        channel.send(&reply).await?;
+        say(&mut channel.sender, &reply).await?;
     }
     channel.finish();
     // What was sent has arrived when the client lets go.
     let _ = tokio::time::timeout(GOODBYE_PATIENCE, channel.receiver.next_bytes(0, GOODBYE_PATIENCE)).await;
     Ok(())
+}
+
+/// Sends a reply; a refusal instead of one that is longer than a message may be.
+pub(crate) async fn say(sender: &mut ByteSender, reply: &NodeMessage) -> Result<(), NetError> {
+    let bytes = codec::encode(reply).or_else(|error| {
+        tracing::warn!(%error, "an answer could not be sent");
+        let refusal = Refusal::new(Fault::Request, format!("the answer fits no message, ask for less: {error}"));
+        codec::encode(&NodeMessage::from(refusal))
+    });
+    sender.send_bytes(bytes.map_err(|error| NetError::Local { what: error.to_string() })?.into()).await
 }
 
 /// Why a request is not served.

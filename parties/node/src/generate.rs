@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::cache::Pages;
-use crate::clients::{Refusal, aside, served};
+use crate::clients::{Refusal, aside, say, served};
 use crate::desk::{Alive, STOPPING};
 use crate::held::{Answer, Task, Work};
 use crate::key::RequestKey;
@@ -78,21 +78,21 @@ pub(crate) async fn run(shared: &Arc<Shared>, opening: Opening, channel: &mut By
         let (message, pages) = pages;
         shared.counters.steps_done.add();
         if pages.sequence.len() >= generation.options.max_positions as usize {
-            channel.send(&message).await?;
+            say(&mut channel.sender, &message).await?;
             return Ok(End::Done);
         }
         if generation.is_over() {
-            channel.send(&message).await?;
+            say(&mut channel.sender, &message).await?;
             return Ok(End::Refused(generation.outlived()));
         }
         key = key.next();
         held = if generation.reenters() {
             // The next step need not wait for the client to read this one.
             let held = generation.hold(key, (pages, StepInput::Chosen, 1)).await;
-            channel.send(&message).await?;
+            say(&mut channel.sender, &message).await?;
             held
         } else {
-            channel.send(&message).await?;
+            say(&mut channel.sender, &message).await?;
             match generation.next_row(&mut channel.receiver).await {
                 Ok(input) => generation.hold(key, (pages, input, 1)).await,
                 Err(end) => return Ok(end),
@@ -149,8 +149,10 @@ impl<'a> Generation<'a> {
         let alive = shared.desk.join(key.name, kind)?;
         let until = Instant::now() + deadline;
         let sequence = Sequence::new(manifest, shared.me).map_err(|error| theirs(error.to_string()))?;
-        let shape = Shape::Step(self::shape(Extent { past: 0, rows }, &options, false));
+        let step = self::shape(Extent { past: 0, rows }, &options, false);
+        let shape = Shape::Step(step.clone());
         let parsed = aside(shared, &model, &shape, move |shared, model| {
+            model.check_answer(&step)?;
             parse_rows(shared.me, model.share.manifest(), &model.interface, &share)
         });
         let first = (Pages { sequence, room }, StepInput::Rows(parsed.await?), rows);
