@@ -121,10 +121,10 @@ pub(crate) async fn say(sender: &mut ByteSender, reply: &NodeMessage) -> Result<
 }
 
 /// Why a request is not served.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    fault: Fault,
-    reason: String,
+    pub(crate) fault: Fault,
+    pub(crate) reason: String,
 }
 
 impl Refusal {
@@ -139,6 +139,7 @@ impl From<NotHeld> for Refusal {
             NotHeld::Full => Refusal::new(Fault::Busy, "too many requests wait here: try again later"),
             NotHeld::Replayed => Refusal::new(Fault::Request, "this request's number was used before: draw a new one"),
             NotHeld::Closed => Refusal::new(Fault::Nodes, STOPPING),
+            NotHeld::Ended(why) => why,
         }
     }
 }

@@ -206,10 +206,10 @@ impl Shared {
         }
     }
 
-    /// P1 has given requests up.
+    /// P1 has given requests up, and the generations of which they are steps, wherever these are here.
     pub(crate) fn dropped(&self, requests: Vec<RequestKey>, fault: Fault, reason: &str) {
-        for held in requests.into_iter().filter_map(|key| self.desk.withdraw(key)) {
-            held.refuse(fault, reason);
+        for key in requests {
+            self.desk.end(key.name, crate::clients::Refusal::new(fault, reason));
         }
     }
 }

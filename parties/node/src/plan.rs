@@ -32,7 +32,7 @@ pub(crate) enum PeerMessage {
     Start { session: u128, nonces: [[u8; 32]; 3] },
     /// The session does not take place; its requests wait on.
     Cancel { session: u128 },
-    /// P1 has given these requests up.
+    /// P1 has given these requests up, and the generations of which they are steps.
     Drop { requests: Vec<RequestKey>, fault: Fault, reason: String },
 }
 

@@ -466,6 +466,50 @@ fn a_client_that_is_gone_frees_its_pages_and_changes_nobodys_tokens() {
     }
 }
 
+/// A client leaves P1 in the first step of a generation that goes on by itself; to the others it says nothing, and it hears
+/// them or not.
+#[test]
+fn a_client_that_leaves_the_lead_leaves_nothing_behind() {
+    const POSITIONS: usize = 300;
+    fn room_for_one(config: &mut Config) {
+        slow_texts(config);
+        let share = ModelShare::open(&tiny().shares[config.party.index()]).unwrap();
+        config.cache_bytes = cache_bytes(share.manifest(), config.party, POSITIONS);
+    }
+    let cluster = Cluster::start(LinkKind::Quic, room_for_one);
+    cluster.runtime.block_on(async {
+        let raw = Raw::connect_to(&cluster, TEXTS).await;
+        let choice = TokenChoice::Token { temperature: None, reenter: true };
+        for hears in [false, true] {
+            let options = GenerationOptions { choice, ..public(POSITIONS) };
+            let generation = RawGeneration::open(&raw, &[7; 5], options, 60_000).await;
+            until("the first step runs", || cluster.node(P1).status().sessions_running == 1).await;
+            let [at_p0, at_p1, at_p2] = generation.channels;
+            drop(at_p1);
+            let mut halves = [at_p0, at_p2].map(|channel| {
+                let (sender, receiver) = channel.split();
+                (sender, hears.then_some(receiver))
+            });
+            for receiver in halves.iter_mut().filter_map(|(_, receiver)| receiver.as_mut()) {
+                let last = loop {
+                    match receiver.recv(codec::LARGEST_BYTES, PATIENCE).await.unwrap() {
+                        NodeMessage::Step { .. } => {}
+                        other => break other,
+                    }
+                };
+                assert_refused(&last, Fault::Nodes, "P1 has lost the client");
+            }
+            until_free(&cluster).await;
+            let client = cluster.client().await;
+            let count = POSITIONS + 1 - tiny().ids(PROMPTS[0]).len();
+            let mut whole = client.generate(TEXTS, PROMPTS[0], &tokens(count)).await.unwrap();
+            whole.next().await.unwrap().unwrap();
+            drop(whole);
+            until_free(&cluster).await;
+        }
+    });
+}
+
 #[test]
 fn a_generation_does_not_outlive_its_deadline() {
     let cluster = Cluster::start(LinkKind::Quic, |config| {
