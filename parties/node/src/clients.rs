@@ -220,7 +220,7 @@ impl Request {
             Err(refusal) => return Some(refusal.into()),
         };
         shared.tell_lead(PeerMessage::Here { requests: vec![self.key] }).await;
-        let stay = Stay { shared, key: self.key, deadline: self.deadline };
+        let stay = Stay { shared, key: self.key, patience: self.deadline, until: None };
         stay.answer(answer, hung_up(channel)).await.ok().map(|answer| answer.message)
     }
 

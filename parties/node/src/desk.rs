@@ -184,10 +184,16 @@ impl Desk {
 
     /// Takes a request out again; none if a session has it already.
     pub(crate) fn withdraw(&self, key: RequestKey) -> Option<Held> {
+        self.withdraw_for(key, None)
+    }
+
+    /// As [`Desk::withdraw`], and remembers why a generation goes on no more.
+    pub(crate) fn withdraw_for(&self, key: RequestKey, why: Option<&Refusal>) -> Option<Held> {
         let mut state = self.lock();
         let held = state.held.remove(&key);
         if held.is_some() {
             state.order.retain(|other| *other != key);
+            why.into_iter().for_each(|why| self.remember(&state, key.name, why));
         }
         drop(state);
         self.changed.notify_waiters();
@@ -209,6 +215,11 @@ impl Desk {
         if state.turns.is_alive(&name) {
             self.ended.insert(name, why.clone());
         }
+    }
+
+    /// Why a generation ended before its time, if that is known.
+    pub(crate) fn why(&self, name: &Name) -> Option<Refusal> {
+        self.ended.get(name)
     }
 
     /// Another node has its parts of these requests.

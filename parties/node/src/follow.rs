@@ -145,11 +145,7 @@ impl Shared {
             return Err(Refusal::nodes(STOPPING));
         }
         let collected = self.desk.collect(&plan.requests, STRAGGLER_PATIENCE).await;
-        let requests = collected.map_err(|missing| Refusal {
-            fault: Fault::Nodes,
-            reason: "its part of the request did not come, its time was up, or the client left it".into(),
-            missing,
-        })?;
+        let requests = collected.map_err(|missing| self.without(missing))?;
         let shapes = requests.iter().map(|held| Some(held.work.shape.clone()));
         let all = shapes.reduce(|sum, more| sum?.with(&more?)).flatten();
         let odd: Vec<RequestKey> = requests
@@ -164,6 +160,18 @@ impl Shared {
             return Err(Refusal { fault: Fault::Request, reason: reason.into(), missing: odd });
         }
         Ok(Accepted { plan, hash, nonce: fresh(), model, requests, place })
+    }
+
+    /// Requests are missing: of those of which it is known why, only all with one reason are named at a time.
+    fn without(&self, mut missing: Vec<RequestKey>) -> Refusal {
+        let why = |key: &RequestKey| self.desk.why(&key.name);
+        let known = missing.first().and_then(why);
+        missing.retain(|key| why(key) == known);
+        let (fault, reason) = match known {
+            Some(why) => (why.fault, why.reason),
+            None => (Fault::Nodes, "its part of the request did not come, or the client left it".into()),
+        };
+        Refusal { fault, reason, missing }
     }
 
     /// All three have agreed: the session begins.

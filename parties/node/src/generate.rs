@@ -160,7 +160,8 @@ impl<'a> Generation<'a> {
                 Ok(answer) => answer,
                 Err(refusal) => return End::Refused(refusal),
             };
-            let stay = Stay { shared: self.shared, key, deadline: self.patience() };
+            let (patience, until) = (self.shared.limits.request_deadline, Some((self.until, self.outlived())));
+            let stay = Stay { shared: self.shared, key, patience, until };
             let left = async {
                 tokio::select! {
                     end = ended(receiver) => end,
@@ -225,12 +226,13 @@ impl<'a> Generation<'a> {
     }
 
     fn outlived(&self) -> Refusal {
-        Refusal::new(Fault::Request, format!("the generation has not ended within {} ms", self.deadline.as_millis()))
-    }
-
-    /// How long a step may wait for its session.
-    fn patience(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now()).min(self.shared.limits.request_deadline)
+        let whose = if self.deadline < self.shared.limits.generation_deadline {
+            "the deadline that its client set"
+        } else {
+            "the longest that this node lets one last"
+        };
+        let ms = self.deadline.as_millis();
+        Refusal::new(Fault::Request, format!("the generation has not ended within {ms} ms, {whose}"))
     }
 
     /// Has a step wait for its session.
