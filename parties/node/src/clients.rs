@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tercet_core::Geometry;
 use tercet_engine::parse;
-use tercet_net::{ByteChannel, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec};
+use tercet_net::{
+    ByteChannel, ByteSender, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage, PublicKey, codec,
+};
 use tokio::sync::oneshot;
 
 use crate::desk::{NotHeld, STOPPING};
@@ -100,7 +102,7 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
             }
             _ => {}
         }
-        channel.send(&reply).await?;
+        say(&mut channel.sender, &reply).await?;
     }
     channel.finish();
     // What was sent has arrived when the client lets go.
@@ -108,11 +110,21 @@ async fn answer(shared: &Arc<Shared>, client: PublicKey, mut channel: ByteChanne
     Ok(())
 }
 
+/// Sends a reply; a refusal instead of one that is longer than a message may be.
+pub(crate) async fn say(sender: &mut ByteSender, reply: &NodeMessage) -> Result<(), NetError> {
+    let bytes = codec::encode(reply).or_else(|error| {
+        tracing::warn!(%error, "an answer could not be sent");
+        let refusal = Refusal::new(Fault::Request, format!("the answer fits no message, ask for less: {error}"));
+        codec::encode(&NodeMessage::from(refusal))
+    });
+    sender.send_bytes(bytes.map_err(|error| NetError::Local { what: error.to_string() })?.into()).await
+}
+
 /// Why a request is not served.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    fault: Fault,
-    reason: String,
+    pub(crate) fault: Fault,
+    pub(crate) reason: String,
 }
 
 impl Refusal {
@@ -127,6 +139,7 @@ impl From<NotHeld> for Refusal {
             NotHeld::Full => Refusal::new(Fault::Busy, "too many requests wait here: try again later"),
             NotHeld::Replayed => Refusal::new(Fault::Request, "this request's number was used before: draw a new one"),
             NotHeld::Closed => Refusal::new(Fault::Nodes, STOPPING),
+            NotHeld::Ended(why) => why,
         }
     }
 }
@@ -207,7 +220,7 @@ impl Request {
             Err(refusal) => return Some(refusal.into()),
         };
         shared.tell_lead(PeerMessage::Here { requests: vec![self.key] }).await;
-        let stay = Stay { shared, key: self.key, deadline: self.deadline };
+        let stay = Stay { shared, key: self.key, patience: self.deadline, until: None };
         stay.answer(answer, hung_up(channel)).await.ok().map(|answer| answer.message)
     }
 

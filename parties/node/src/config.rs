@@ -26,7 +26,7 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("shares", None, "share files of models, or directories of them"),
     ("threads", Some("0"), "worker threads for arithmetic; 0 takes one for each core"),
     ("max_sessions", Some("2"), "sessions that run at once"),
-    ("max_batch", Some("32"), "inputs that run together in one session"),
+    ("max_batch", Some("32"), "inputs that run together in one session; the smallest of the three nodes counts"),
     ("max_queue", Some("256"), "requests that may wait"),
     ("max_clients", Some("256"), "clients that may be connected"),
     ("memory_mib", Some("4096"), "working memory that all sessions together may take, beside the weights"),

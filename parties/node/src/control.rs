@@ -23,12 +23,13 @@ pub(crate) async fn converse(shared: Arc<Shared>, connection: Connection, peer: 
     shared.peer_left(peer, &connection);
     shared.forget_proposals(&connection);
     let mut verdicts = shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-    // Whoever waits for an answer of that node sees its sender gone.
-    verdicts.retain(|(_, party), _| *party != peer);
+    // Whoever waits for an answer over this connection sees its sender gone.
+    verdicts.retain(|_, (asked, _)| !asked.same(&connection));
 }
 
 async fn listen(shared: &Arc<Shared>, connection: &Connection, peer: PartyId) -> NetError {
-    if let Err(error) = connection.send_message(&PeerMessage::Models(shared.models.cards())).await {
+    let models = PeerMessage::Models { cards: shared.models.cards(), most: shared.limits.capacity() };
+    if let Err(error) = connection.send_message(&models).await {
         return error;
     }
     if peer == LEAD {
@@ -55,7 +56,10 @@ fn hear(
 ) -> Result<(), &'static str> {
     let (from_lead, to_lead) = (peer == LEAD, shared.me == LEAD);
     match message {
-        PeerMessage::Models(cards) => shared.peer_holds(peer, connection, cards),
+        PeerMessage::Models { cards, most } => {
+            shared.peer_allows(peer, most);
+            shared.peer_holds(peer, connection, cards);
+        }
         PeerMessage::Here { requests } if to_lead => shared.desk.announced(peer, &requests),
         PeerMessage::Gone { request } if to_lead => shared.desk.renounced(peer, Some(request)),
         PeerMessage::Plan(plan) if from_lead => shared.proposed(plan, connection),
@@ -75,7 +79,7 @@ fn hear(
 
 fn decide(shared: &Shared, name: (u128, PartyId), verdict: Verdict) {
     let waiting = shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-    if let Some(waiting) = waiting {
+    if let Some((_, waiting)) = waiting {
         // Nobody waits any more when the plan was given up.
         let _ = waiting.send(verdict);
     }

@@ -9,6 +9,7 @@ use moka::sync::Cache;
 use tercet_net::{Fault, PartyId};
 use tokio::sync::{Notify, oneshot};
 
+use crate::clients::Refusal;
 use crate::held::{Answer, Held, Work};
 use crate::key::{Name, RequestKey};
 use crate::models::Model;
@@ -17,6 +18,9 @@ use crate::turns::{Kind, Turn, Turns};
 
 /// For how long a request's number is remembered after its use, and how many are at most.
 const REPLAY_MEMORY: (Duration, u64) = (Duration::from_secs(24 * 3600), 1 << 18);
+
+/// For how long it is remembered why a generation ended: longer than a step takes; and of how many at most.
+const ENDS_MEMORY: (Duration, u64) = (Duration::from_secs(3600), 1 << 12);
 
 /// Requests that others may announce to the lead before it has them.
 const ANNOUNCED_AT_MOST: usize = 1 << 16;
@@ -33,6 +37,8 @@ pub(crate) enum NotHeld {
     Full,
     Replayed,
     Closed,
+    /// The generation of which it is a step has ended.
+    Ended(Refusal),
 }
 
 /// The requests that wait at one node.
@@ -42,6 +48,8 @@ pub(crate) struct Desk {
     changed: Notify,
     /// The numbers that were used, with the last step of each.
     seen: Cache<Name, u32>,
+    /// Why generations ended before their time, here or at the lead.
+    ended: Cache<Name, Refusal>,
     capacity: usize,
 }
 
@@ -55,6 +63,8 @@ struct State {
     /// At the lead: which of the others have their part, by party.
     elsewhere: BTreeMap<RequestKey, [bool; 3]>,
     turns: Turns,
+    /// Nothing is taken before.
+    rests: Option<Instant>,
     closed: bool,
 }
 
@@ -64,9 +74,34 @@ pub(crate) struct Alive {
     name: Name,
 }
 
+impl Alive {
+    /// It ends for this reason.
+    pub(crate) fn end(&self, why: Refusal) {
+        self.desk.end(self.name, why);
+    }
+
+    /// Waits until it has ended, and says why.
+    pub(crate) async fn ended(&self) -> Refusal {
+        loop {
+            let changed = self.desk.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(why) = self.desk.ended.get(&self.name) {
+                return why;
+            }
+            changed.await;
+        }
+    }
+}
+
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.desk.lock().turns.leave(self.name);
+        let mut state = self.desk.lock();
+        // Nobody is left to wait for it.
+        let left = state.take_all(self.name);
+        state.turns.leave(self.name);
+        drop(state);
+        drop(left);
         self.desk.changed.notify_waiters();
     }
 }
@@ -100,8 +135,10 @@ impl Desk {
         let (memory, most) = REPLAY_MEMORY;
         // The least recently used goes first: a new number is never the one that is forgotten.
         let policy = EvictionPolicy::lru();
-        let seen = Cache::builder().max_capacity(most).eviction_policy(policy).time_to_live(memory).build();
-        Arc::new(Desk { state: Mutex::default(), changed: Notify::new(), seen, capacity })
+        let seen = Cache::builder().max_capacity(most).eviction_policy(policy.clone()).time_to_live(memory).build();
+        let (memory, most) = ENDS_MEMORY;
+        let ended = Cache::builder().max_capacity(most).eviction_policy(policy).time_to_live(memory).build();
+        Arc::new(Desk { state: Mutex::default(), changed: Notify::new(), seen, ended, capacity })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -128,6 +165,9 @@ impl Desk {
             return Err(NotHeld::Closed);
         }
         if key.step > 0 {
+            if let Some(why) = self.ended.get(&key.name) {
+                return Err(NotHeld::Ended(why));
+            }
             self.seen.insert(key.name, key.step);
         } else if state.held.len() >= self.capacity {
             return Err(NotHeld::Full);
@@ -144,21 +184,50 @@ impl Desk {
 
     /// Takes a request out again; none if a session has it already.
     pub(crate) fn withdraw(&self, key: RequestKey) -> Option<Held> {
+        self.withdraw_for(key, None)
+    }
+
+    /// As [`Desk::withdraw`], and remembers why a generation goes on no more.
+    pub(crate) fn withdraw_for(&self, key: RequestKey, why: Option<&Refusal>) -> Option<Held> {
         let mut state = self.lock();
         let held = state.held.remove(&key);
         if held.is_some() {
             state.order.retain(|other| *other != key);
+            why.into_iter().for_each(|why| self.remember(&state, key.name, why));
         }
         drop(state);
         self.changed.notify_waiters();
         held
     }
 
+    /// Refuses what waits of a request or generation, and all further steps.
+    pub(crate) fn end(&self, name: Name, why: Refusal) {
+        let mut state = self.lock();
+        let left = state.take_all(name);
+        state.elsewhere.extract_if(RequestKey::all_of(name), |_, _| true).for_each(drop);
+        self.remember(&state, name, &why);
+        drop(state);
+        left.into_iter().for_each(|held| held.refuse(why.fault, &why.reason));
+        self.changed.notify_waiters();
+    }
+
+    fn remember(&self, state: &State, name: Name, why: &Refusal) {
+        if state.turns.is_alive(&name) {
+            self.ended.insert(name, why.clone());
+        }
+    }
+
+    /// Why a generation ended before its time, if that is known.
+    pub(crate) fn why(&self, name: &Name) -> Option<Refusal> {
+        self.ended.get(name)
+    }
+
     /// Another node has its parts of these requests.
     pub(crate) fn announced(&self, by: PartyId, requests: &[RequestKey]) {
         let mut state = self.lock();
         for key in requests {
-            if state.elsewhere.len() < ANNOUNCED_AT_MOST || state.elsewhere.contains_key(key) {
+            let room = state.elsewhere.len() < ANNOUNCED_AT_MOST || state.elsewhere.contains_key(key);
+            if room && !self.ended.contains_key(&key.name) {
                 state.elsewhere.entry(*key).or_default()[by.index()] = true;
             }
         }
@@ -253,6 +322,12 @@ impl Desk {
         }
     }
 
+    /// Puts requests back, and lets no batch begin for a while.
+    pub(crate) fn put_back_for(&self, requests: Vec<Held>, pause: Duration) {
+        self.lock().rests = Some(Instant::now() + pause);
+        self.put_back(requests);
+    }
+
     /// Puts requests back to the front, in their order: their session did not start.
     pub(crate) fn put_back(&self, requests: Vec<Held>) {
         let mut state = self.lock();
@@ -261,6 +336,8 @@ impl Desk {
             state.out.remove(&key);
             if state.closed {
                 held.refuse(Fault::Nodes, STOPPING);
+            } else if let Some(why) = self.ended.get(&key.name) {
+                held.refuse(why.fault, why.reason);
             } else if !held.is_left() {
                 // A client that left meanwhile waits no more.
                 state.turns.back(&key.name);
@@ -315,6 +392,12 @@ impl State {
         self.held.contains_key(key) || self.out.contains(key)
     }
 
+    /// All that waits under a name, for good.
+    fn take_all(&mut self, name: Name) -> Vec<Held> {
+        self.order.retain(|key| key.name != name);
+        self.held.extract_if(RequestKey::all_of(name), |_, _| true).map(|(_, held)| held).collect()
+    }
+
     fn take(&mut self, key: RequestKey) -> Option<Held> {
         let held = self.held.remove(&key)?;
         self.out.insert(key);
@@ -332,6 +415,9 @@ impl State {
 
     /// What runs next; else when to look again even if nothing changes.
     fn take_batch(&mut self, fits: &impl Fn(&Model, &Shape) -> bool, now: Instant) -> Result<Taken, Option<Instant>> {
+        if let Some(rests) = self.rests.filter(|rests| now < *rests) {
+            return Err(Some(rests));
+        }
         let ready: Vec<RequestKey> = self.order.iter().filter(|key| self.is_everywhere(key)).copied().collect();
         let names: BTreeSet<Name> = ready.iter().map(|key| key.name).collect();
         let mut again: Option<Instant> = None;

@@ -57,6 +57,11 @@ impl Refusal {
     fn nodes(reason: impl Into<String>) -> Refusal {
         Refusal { fault: Fault::Nodes, reason: reason.into(), missing: Vec::new() }
     }
+
+    /// There is no room now: what the plan names waits on.
+    fn busy(reason: impl Into<String>) -> Refusal {
+        Refusal { fault: Fault::Busy, ..Refusal::nodes(reason) }
+    }
 }
 
 impl Shared {
@@ -71,7 +76,7 @@ impl Shared {
             let mut proposals = self.proposals();
             let full = proposals.len() >= PROPOSALS_AT_ONCE;
             match proposals.entry(session) {
-                _ if full => Some(Refusal { fault: Fault::Busy, ..Refusal::nodes("too many plans at once") }),
+                _ if full => Some(Refusal::busy("too many plans at once")),
                 Entry::Occupied(_) => Some(Refusal::nodes("this session was proposed before")),
                 Entry::Vacant(free) => {
                     free.insert(Proposal { from: from.clone(), accepted: None });
@@ -130,21 +135,17 @@ impl Shared {
         let model = model.ok_or_else(|| Refusal::nodes(format!("it does not hold this model {:?}", plan.model)))?;
         let hash = plan.hash().map_err(|error| Refusal::nodes(error.to_string()))?;
         if !self.fits(&model, &plan.shape) {
-            return Err(Refusal::nodes(format!("{} are more than it has room for", plan.shape)));
+            return Err(Refusal::busy(format!("{} are more than it has room for", plan.shape)));
         }
         let place = tokio::time::timeout(PLACE_PATIENCE, self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
-            return Err(Refusal { fault: Fault::Busy, ..Refusal::nodes("all its places are taken") });
+            return Err(Refusal::busy("all its places are taken"));
         };
         if !self.is_serving() {
             return Err(Refusal::nodes(STOPPING));
         }
         let collected = self.desk.collect(&plan.requests, STRAGGLER_PATIENCE).await;
-        let requests = collected.map_err(|missing| Refusal {
-            fault: Fault::Nodes,
-            reason: "its part of the request did not come, its time was up, or the client left it".into(),
-            missing,
-        })?;
+        let requests = collected.map_err(|missing| self.without(missing))?;
         let shapes = requests.iter().map(|held| Some(held.work.shape.clone()));
         let all = shapes.reduce(|sum, more| sum?.with(&more?)).flatten();
         let odd: Vec<RequestKey> = requests
@@ -159,6 +160,18 @@ impl Shared {
             return Err(Refusal { fault: Fault::Request, reason: reason.into(), missing: odd });
         }
         Ok(Accepted { plan, hash, nonce: fresh(), model, requests, place })
+    }
+
+    /// Requests are missing: of those of which it is known why, only all with one reason are named at a time.
+    fn without(&self, mut missing: Vec<RequestKey>) -> Refusal {
+        let why = |key: &RequestKey| self.desk.why(&key.name);
+        let known = missing.first().and_then(why);
+        missing.retain(|key| why(key) == known);
+        let (fault, reason) = match known {
+            Some(why) => (why.fault, why.reason),
+            None => (Fault::Nodes, "its part of the request did not come, or the client left it".into()),
+        };
+        Refusal { fault, reason, missing }
     }
 
     /// All three have agreed: the session begins.
@@ -201,10 +214,10 @@ impl Shared {
         }
     }
 
-    /// P1 has given requests up.
+    /// P1 has given requests up, and the generations of which they are steps, wherever these are here.
     pub(crate) fn dropped(&self, requests: Vec<RequestKey>, fault: Fault, reason: &str) {
-        for held in requests.into_iter().filter_map(|key| self.desk.withdraw(key)) {
-            held.refuse(fault, reason);
+        for key in requests {
+            self.desk.end(key.name, crate::clients::Refusal::new(fault, reason));
         }
     }
 }
@@ -268,7 +281,7 @@ mod tests {
         let node = Node::start(config).await.unwrap();
         let digest = node.status().models[0].digest;
         let lead = p1.wait_party(PartyId::P0, PATIENCE).await.unwrap();
-        assert!(matches!(lead.recv_message::<PeerMessage>().await.unwrap(), PeerMessage::Models(_)));
+        assert!(matches!(lead.recv_message::<PeerMessage>().await.unwrap(), PeerMessage::Models { .. }));
 
         let client_config = EndpointConfig::client(client_identity, keys);
         let asking = Endpoint::bind(EndpointConfig { profile: LinkProfile::Loopback, ..client_config }).unwrap();

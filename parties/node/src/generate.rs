@@ -10,18 +10,19 @@ use std::time::Duration;
 use tercet_core::{Extent, Layout};
 use tercet_engine::{Choice, Member, Noise, Sequence, StepInput, StepShape, cache_bytes, parse_rows};
 use tercet_net::{
-    ByteChannel, ByteReceiver, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
-    PartyId, TokenChoice, codec,
+    ByteChannel, ByteReceiver, ByteSender, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage,
+    NoiseSeed, PartyId, TokenChoice, codec,
 };
 use tercet_ring::Seed;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::cache::Pages;
-use crate::clients::{Refusal, aside, served};
-use crate::desk::{Alive, STOPPING};
+use crate::clients::{Refusal, aside, say, served};
+use crate::desk::{Alive, LEAD, STOPPING};
 use crate::held::{Answer, Task, Work};
 use crate::key::RequestKey;
+use crate::lead::disown;
 use crate::models::Model;
 use crate::plan::PeerMessage;
 use crate::shape::Shape;
@@ -53,52 +54,37 @@ pub(crate) enum End {
 }
 
 /// Runs a generation to its end. All that it gives but a refusal has been sent by then.
+///
+/// Answers leave beside the steps: a client that reads slowly at one node holds nobody up who decodes with it.
 pub(crate) async fn run(shared: &Arc<Shared>, opening: Opening, channel: &mut ByteChannel) -> Result<End, NetError> {
-    let mut key = opening.key;
-    let (generation, first, _alive) = match Generation::admit(shared, opening).await {
+    let key = opening.key;
+    let (generation, first) = match Generation::admit(shared, opening).await {
         Ok(admitted) => admitted,
         Err(refusal) => return Ok(End::Refused(refusal)),
     };
-    let mut held = generation.hold(key, first).await;
-    loop {
-        let answer = match held {
-            Ok(answer) => answer,
-            Err(refusal) => return Ok(End::Refused(refusal)),
-        };
-        let stay = Stay { shared, key, deadline: generation.patience() };
-        let Answer { message, pages } = match stay.answer(answer, ended(&mut channel.receiver)).await {
-            Ok(answer) => answer,
-            Err(end) => return Ok(end),
-        };
-        let pages = match (message, pages) {
-            (NodeMessage::Refused { fault, reason }, _) => return Ok(End::Refused(Refusal::new(fault, reason))),
-            (message @ NodeMessage::Step { .. }, Some(pages)) => (message, pages),
-            _ => return Ok(End::Refused(Refusal::new(Fault::Nodes, "a step without a result"))),
-        };
-        let (message, pages) = pages;
-        shared.counters.steps_done.add();
-        if pages.sequence.len() >= generation.options.max_positions as usize {
-            channel.send(&message).await?;
-            return Ok(End::Done);
-        }
-        if generation.is_over() {
-            channel.send(&message).await?;
-            return Ok(End::Refused(generation.outlived()));
-        }
-        key = key.next();
-        held = if generation.reenters() {
-            // The next step need not wait for the client to read this one.
-            let held = generation.hold(key, (pages, StepInput::Chosen, 1)).await;
-            channel.send(&message).await?;
-            held
-        } else {
-            channel.send(&message).await?;
-            match generation.next_row(&mut channel.receiver).await {
-                Ok(input) => generation.hold(key, (pages, input, 1)).await,
-                Err(end) => return Ok(end),
-            }
-        };
+    let (post, letters) = mpsc::unbounded_channel();
+    let ByteChannel { sender, receiver } = channel;
+    let steps = async {
+        let end = generation.steps(key, first, receiver, post).await;
+        generation.leave(key, &end).await;
+        end
+    };
+    let (end, delivered) = tokio::join!(steps, deliver(sender, letters));
+    delivered.map(|()| end)
+}
+
+/// An answer, and whom to tell when it has left. Where steps come by themselves, as many may wait as a generation has
+/// positions, a few hundred bytes each.
+type Letter = (NodeMessage, oneshot::Sender<()>);
+
+/// Sends what is posted until nothing more is; nothing more can be once this has failed.
+async fn deliver(sender: &mut ByteSender, mut letters: mpsc::UnboundedReceiver<Letter>) -> Result<(), NetError> {
+    while let Some((message, sent)) = letters.recv().await {
+        say(sender, &message).await?;
+        // It may go on without.
+        let _ = sent.send(());
     }
+    Ok(())
 }
 
 /// What all steps of a generation have in common.
@@ -109,6 +95,7 @@ struct Generation<'a> {
     deadline: Duration,
     until: Instant,
     noise: Option<(f64, Option<Seed>)>,
+    alive: Alive,
 }
 
 /// The pages of a step, its rows, and how many these are.
@@ -116,7 +103,7 @@ type Step = (Pages, StepInput, usize);
 
 impl<'a> Generation<'a> {
     /// Checks everything about a generation, and reserves its memory.
-    async fn admit(shared: &'a Arc<Shared>, opening: Opening) -> Result<(Self, Step, Alive), Refusal> {
+    async fn admit(shared: &'a Arc<Shared>, opening: Opening) -> Result<(Self, Step), Refusal> {
         let Opening { key, model, digest, deadline, options, noise_seed, share } = opening;
         let theirs = |reason: String| Refusal::new(Fault::Request, reason);
         let model = served(shared, &model, digest)?;
@@ -149,12 +136,85 @@ impl<'a> Generation<'a> {
         let alive = shared.desk.join(key.name, kind)?;
         let until = Instant::now() + deadline;
         let sequence = Sequence::new(manifest, shared.me).map_err(|error| theirs(error.to_string()))?;
-        let shape = Shape::Step(self::shape(Extent { past: 0, rows }, &options, false));
+        let step = self::shape(Extent { past: 0, rows }, &options, false);
+        let shape = Shape::Step(step.clone());
         let parsed = aside(shared, &model, &shape, move |shared, model| {
+            model.check_answer(&step)?;
             parse_rows(shared.me, model.share.manifest(), &model.interface, &share)
         });
         let first = (Pages { sequence, room }, StepInput::Rows(parsed.await?), rows);
-        Ok((Generation { shared, model, options, deadline, until, noise }, first, alive))
+        Ok((Generation { shared, model, options, deadline, until, noise, alive }, first))
+    }
+
+    /// Takes step after step. What is held is looked after until it is answered or withdrawn.
+    async fn steps(
+        &self,
+        mut key: RequestKey,
+        first: Step,
+        receiver: &mut ByteReceiver,
+        post: mpsc::UnboundedSender<Letter>,
+    ) -> End {
+        let mut held = self.hold(key, first).await;
+        loop {
+            let answer = match held {
+                Ok(answer) => answer,
+                Err(refusal) => return End::Refused(refusal),
+            };
+            let (patience, until) = (self.shared.limits.request_deadline, Some((self.until, self.outlived())));
+            let stay = Stay { shared: self.shared, key, patience, until };
+            let left = async {
+                tokio::select! {
+                    end = ended(receiver) => end,
+                    () = post.closed() => End::Left,
+                }
+            };
+            let Answer { message, pages } = match stay.answer(answer, left).await {
+                Ok(answer) => answer,
+                Err(end) => return end,
+            };
+            let pages = match (&message, pages) {
+                (NodeMessage::Step { .. }, Some(pages)) => pages,
+                (NodeMessage::Refused { fault, reason }, _) => return End::Refused(Refusal::new(*fault, reason)),
+                _ => return End::Refused(Refusal::new(Fault::Nodes, "a step without a result")),
+            };
+            self.shared.counters.steps_done.add();
+            let (letter, sent) = oneshot::channel();
+            if post.send((message, letter)).is_err() {
+                return End::Left;
+            }
+            if pages.sequence.len() >= self.options.max_positions as usize {
+                return End::Done;
+            }
+            if self.is_over() {
+                return End::Refused(self.outlived());
+            }
+            key = key.next();
+            // A step that comes by itself need not wait for the client to read the one before.
+            let input = if self.reenters() {
+                StepInput::Chosen
+            } else if sent.await.is_err() {
+                return End::Left;
+            } else {
+                match self.next_row(receiver).await {
+                    Ok(input) => input,
+                    Err(end) => return end,
+                }
+            };
+            held = self.hold(key, (pages, input, 1)).await;
+        }
+    }
+
+    /// What the end of this means to the other nodes: the lead has them give up what it has begun with them.
+    async fn leave(self, key: RequestKey, end: &End) {
+        let why = match end {
+            End::Done => return,
+            End::Left => Refusal::new(Fault::Nodes, format!("{} has lost the client", self.shared.me)),
+            End::Refused(refusal) => refusal.clone(),
+        };
+        self.alive.end(why.clone());
+        if self.shared.me == LEAD {
+            disown(self.shared, vec![key], why).await;
+        }
     }
 
     fn reenters(&self) -> bool {
@@ -166,12 +226,13 @@ impl<'a> Generation<'a> {
     }
 
     fn outlived(&self) -> Refusal {
-        Refusal::new(Fault::Request, format!("the generation has not ended within {} ms", self.deadline.as_millis()))
-    }
-
-    /// How long a step may wait for its session.
-    fn patience(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now()).min(self.shared.limits.request_deadline)
+        let whose = if self.deadline < self.shared.limits.generation_deadline {
+            "the deadline that its client set"
+        } else {
+            "the longest that this node lets one last"
+        };
+        let ms = self.deadline.as_millis();
+        Refusal::new(Fault::Request, format!("the generation has not ended within {ms} ms, {whose}"))
     }
 
     /// Has a step wait for its session.
@@ -200,6 +261,7 @@ impl<'a> Generation<'a> {
         let message = tokio::select! {
             message = receiver.next_bytes(limit, idle) => message,
             () = tokio::time::sleep_until(self.until) => return Err(End::Refused(self.outlived())),
+            why = self.alive.ended() => return Err(End::Refused(why)),
             _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => return Err(refuse(Fault::Nodes, STOPPING.into())),
         };
         let share = match said(message) {

@@ -1,5 +1,7 @@
 //! What requests are called at all three nodes.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tercet_net::{GenerationOptions, NetError, PublicKey, codec};
@@ -44,6 +46,11 @@ impl RequestKey {
         let hash = Sha256::new().chain_update(b"tercet generation terms v1").chain_update(told).finalize();
         let terms = std::array::from_fn(|at| hash[at]);
         Ok(RequestKey { terms, ..RequestKey::new(client, id) })
+    }
+
+    /// All keys under one name.
+    pub(crate) fn all_of(name: Name) -> RangeInclusive<RequestKey> {
+        RequestKey { name, terms: [0; 8], step: 0 }..=RequestKey { name, terms: [u8::MAX; 8], step: u32::MAX }
     }
 
     /// The step after this one.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tercet_net::{Connection, Fault, PartyId};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::clients::Refusal;
 use crate::desk::Batch;
 use crate::held::Held;
 use crate::key::RequestKey;
@@ -19,6 +20,9 @@ const PEER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the others may take to answer a plan; longer than they wait for stragglers and for a place.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long nothing begins after a node had no room; long enough for what waits to be looked after ([`crate::stay`]).
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
 const FOLLOWERS: [PartyId; 2] = [PartyId::P0, PartyId::P2];
 
 /// What a node says to a plan.
@@ -27,6 +31,9 @@ pub(crate) enum Verdict {
     Accepted { plan_hash: [u8; 32], nonce: [u8; 32] },
     Refused { fault: Fault, reason: String, missing: Vec<RequestKey> },
 }
+
+/// Over which connection a plan went, and who waits for what is said to it.
+pub(crate) type Asked = (Connection, oneshot::Sender<Verdict>);
 
 /// Runs batch after batch, as many at once as there are places.
 pub(crate) async fn lead(shared: Arc<Shared>) {
@@ -60,7 +67,12 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
     let session = plan.session;
     let (nonces, hash) = match agree(&shared, &plan, &connections).await {
         Ok(agreed) => agreed,
-        Err(Refusal { fault, reason, missing }) => {
+        Err(Objection { fault: Fault::Busy, reason, missing }) if missing.is_empty() => {
+            tracing::info!(session = format!("{:08x}", session >> 96), reason, "waits on");
+            tell(&connections, &PeerMessage::Cancel { session }).await;
+            return shared.desk.put_back_for(batch, BUSY_PAUSE);
+        }
+        Err(Objection { fault, reason, missing }) => {
             tell(&connections, &PeerMessage::Cancel { session }).await;
             let (dropped, others): (Vec<Held>, Vec<Held>) =
                 batch.into_iter().partition(|held| missing.is_empty() || missing.contains(&held.key()));
@@ -73,7 +85,8 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
     session::run(shared, agreement, batch, Room { model, connections, place, turn }).await;
 }
 
-struct Refusal {
+/// Why a plan is not run.
+struct Objection {
     fault: Fault,
     reason: String,
     missing: Vec<RequestKey>,
@@ -84,13 +97,13 @@ async fn agree(
     shared: &Shared,
     plan: &BatchPlan,
     connections: &[Connection; 2],
-) -> Result<([[u8; 32]; 3], [u8; 32]), Refusal> {
-    let failed = |reason: String| Refusal { fault: Fault::Nodes, reason, missing: Vec::new() };
+) -> Result<([[u8; 32]; 3], [u8; 32]), Objection> {
+    let failed = |reason: String| Objection { fault: Fault::Nodes, reason, missing: Vec::new() };
     let hash = plan.hash().map_err(|error| failed(error.to_string()))?;
     let [p0, p2] = connections;
     let asked = tokio::join!(ask(shared, plan, p0, PartyId::P0), ask(shared, plan, p2, PartyId::P2));
     let mut nonces = [fresh(); 3];
-    let mut refusal: Option<Refusal> = None;
+    let mut refusal: Option<Objection> = None;
     for (party, verdict) in FOLLOWERS.into_iter().zip([asked.0, asked.1]) {
         match verdict {
             Ok(Verdict::Accepted { plan_hash, nonce }) if plan_hash == hash => nonces[party.index()] = nonce,
@@ -101,7 +114,7 @@ async fn agree(
                     // Both lack something: both lists count.
                     Some(first) if !first.missing.is_empty() && !missing.is_empty() => first.missing.extend(missing),
                     Some(first) if first.missing.is_empty() => {}
-                    _ => refusal = Some(Refusal { fault, reason, missing }),
+                    _ => refusal = Some(Objection { fault, reason, missing }),
                 }
             }
             Err(reason) => refusal = Some(failed(reason)),
@@ -114,7 +127,7 @@ async fn ask(shared: &Shared, plan: &BatchPlan, to: &Connection, party: PartyId)
     let name = (plan.session, party);
     let (sender, verdict) = oneshot::channel();
     let verdicts = || shared.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-    verdicts().insert(name, sender);
+    verdicts().insert(name, (to.clone(), sender));
     let answer = async {
         to.send_message(&PeerMessage::Plan(plan.clone())).await.map_err(|error| error.to_string())?;
         match tokio::time::timeout(VERDICT_PATIENCE, verdict).await {
@@ -144,6 +157,12 @@ pub(crate) async fn give_up(shared: &Shared, requests: Vec<Held>, fault: Fault, 
     for held in requests {
         held.refuse(fault, reason);
     }
+    disown(shared, keys, Refusal::new(fault, reason)).await;
+}
+
+/// Has the others give these requests up, or the generations of which they are steps.
+pub(crate) async fn disown(shared: &Shared, requests: Vec<RequestKey>, why: Refusal) {
+    let Refusal { fault, reason } = why;
     let living: Vec<Connection> = FOLLOWERS.into_iter().filter_map(|party| shared.endpoint.party(party)).collect();
-    tell(&living, &PeerMessage::Drop { requests: keys, fault, reason: reason.into() }).await;
+    tell(&living, &PeerMessage::Drop { requests, fault, reason }).await;
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 use tercet_core::{Error, Geometry};
-use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StoreError, plan, plan_step};
+use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StepShape, StoreError, plan, plan_step};
 use tercet_model::{Decoder, Interface};
 use tercet_net::{ModelCard, PartyId, codec};
 
@@ -17,6 +17,9 @@ const SHARE_EXTENSION: &str = "tercet";
 
 /// Prices of shapes that are remembered.
 const PRICES_KEPT: u64 = 4096;
+
+/// Names, seeds, lengths, costs: what a message holds beside its tensors, at most.
+const ENVELOPE_BYTES: u64 = 4096;
 
 /// Why the models could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +140,22 @@ impl Model {
         Ok(bytes)
     }
 
+    /// Whether the scores of every row, where a step gives them, go into one message; an error says how many would.
+    pub(crate) fn check_answer(&self, step: &StepShape) -> tercet_core::Result<()> {
+        if !step.layout.every_row {
+            return Ok(());
+        }
+        let [_, answers] = plan_step(self.share.manifest(), step)?.client_bytes;
+        let (rows, bytes) = (step.layout.rows() as u64, answers.into_iter().max().unwrap_or(0));
+        match most_rows(rows, bytes) {
+            None => Ok(()),
+            Some(most) => {
+                let reason = format!("the scores of {rows} rows do not fit one message: ask for at most {most}");
+                Err(Error::Misuse(reason))
+            }
+        }
+    }
+
     /// The longest message with a request of `batch` inputs for this model, in bytes.
     fn request_bytes(&self, batch: usize) -> u64 {
         let manifest = self.share.manifest();
@@ -155,6 +174,12 @@ impl Model {
     }
 }
 
+/// How many rows one message can answer, where `rows` of `bytes` are too many.
+fn most_rows(rows: u64, bytes: u64) -> Option<u64> {
+    let room = codec::LARGEST_BYTES as u64 - ENVELOPE_BYTES;
+    (bytes > room).then(|| rows * room / bytes)
+}
+
 /// The models of a node, by name.
 #[derive(Debug)]
 pub(crate) struct Models {
@@ -165,8 +190,6 @@ pub(crate) struct Models {
 impl Models {
     /// Opens every share in `paths`, files or directories of them; requests bring at most `max_batch` inputs.
     pub(crate) fn open(paths: &[PathBuf], me: PartyId, max_batch: usize) -> Result<Models, ModelError> {
-        /// Names, seeds, lengths: what a request holds beside its tensors.
-        const ENVELOPE_BYTES: u64 = 4096;
         let mut by_name = BTreeMap::<String, Arc<Model>>::new();
         for (path, share) in with_bases(open_all(paths, me)?)? {
             let model = Model::new(&path, share)?;
@@ -250,4 +273,24 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ModelError> {
     let mut seen = std::collections::BTreeSet::new();
     found.retain(|path| seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())));
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use tercet_net::{NodeMessage, OutputShare, Usage};
+
+    use super::*;
+
+    #[test]
+    fn answers_go_into_one_message() {
+        // Two planes of a vocabulary of 50257 in a ring of 40 bits.
+        let bytes = |rows: u64| 2 * (rows * 50257 * 40).div_ceil(8);
+        assert_eq!((most_rows(100, bytes(100)), most_rows(1024, bytes(1024))), (None, Some(133)));
+        assert_eq!((most_rows(133, bytes(133)), most_rows(134, bytes(134))), (None, Some(133)));
+        // The longest that is let through has an encoding.
+        let room = codec::LARGEST_BYTES as u64 - ENVELOPE_BYTES;
+        assert_eq!(most_rows(7, room), None);
+        let share = OutputShare { planes: [(); 2].map(|()| vec![0; room as usize / 2]) };
+        codec::encode(&NodeMessage::Step { share, usage: Usage::default() }).unwrap();
+    }
 }

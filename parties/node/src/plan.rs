@@ -15,8 +15,8 @@ const SEED_LABEL: &str = "tercet session seed v1";
 /// One message on the control stream between two nodes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum PeerMessage {
-    /// The models that the sender serves; first on every connection.
-    Models(Vec<ModelCard>),
+    /// The models that the sender serves, and what it lets one session take; first on every connection.
+    Models { cards: Vec<ModelCard>, most: Capacity },
     /// P0 or P2 to P1: these requests have come, or are still here on a new connection.
     Here { requests: Vec<RequestKey> },
     /// P0 or P2 to P1: this request waits here no more.
@@ -25,14 +25,31 @@ pub(crate) enum PeerMessage {
     Plan(BatchPlan),
     /// P0 or P2 has all that the plan names, has read the same plan, and adds its part to the session's seeds.
     Accept { session: u128, plan_hash: [u8; 32], nonce: [u8; 32] },
-    /// P0 or P2 will not run the plan; `missing` are the requests that kept it from doing so, if it was those.
+    /// P0 or P2 will not run the plan; `missing` are the requests that kept it from doing so, if it was those. With
+    /// [`Fault::Busy`] it will not run it now.
     Refuse { session: u128, fault: Fault, reason: String, missing: Vec<RequestKey> },
     /// Both have accepted.
     Start { session: u128, nonces: [[u8; 32]; 3] },
     /// The session does not take place; its requests wait on.
     Cancel { session: u128 },
-    /// P1 has given these requests up.
+    /// P1 has given these requests up, and the generations of which they are steps.
     Drop { requests: Vec<RequestKey>, fault: Fault, reason: String },
+}
+
+/// The most that one session may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Capacity {
+    /// Inputs, or generations.
+    pub(crate) batch: u64,
+    /// Working memory.
+    pub(crate) bytes: u64,
+}
+
+impl Capacity {
+    /// What both allow.
+    pub(crate) fn and(self, other: Capacity) -> Capacity {
+        Capacity { batch: self.batch.min(other.batch), bytes: self.bytes.min(other.bytes) }
+    }
 }
 
 /// A session: which requests run together, in order. Public to all three.

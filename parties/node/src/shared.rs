@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use tercet_net::{Connection, Endpoint, ModelCard, PartyId, SessionSettings, WireBytes};
 use tercet_ring::Pool;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::cache::Cache;
 use crate::counters::Counters;
 use crate::desk::{Desk, LEAD};
 use crate::follow::Proposals;
-use crate::lead::Verdict;
+use crate::lead::Asked;
 use crate::models::{Model, Models};
-use crate::plan::PeerMessage;
+use crate::plan::{Capacity, PeerMessage};
 use crate::shape::Shape;
 
 /// Where a node is in its life.
@@ -41,6 +41,13 @@ pub(crate) struct Limits {
     pub(crate) idle_deadline: Duration,
 }
 
+impl Limits {
+    /// What this node lets one session take.
+    pub(crate) fn capacity(&self) -> Capacity {
+        Capacity { batch: self.max_batch as u64, bytes: self.session_bytes }
+    }
+}
+
 /// One node, to its tasks.
 pub(crate) struct Shared {
     pub(crate) me: PartyId,
@@ -61,8 +68,10 @@ pub(crate) struct Shared {
     /// Plans of P1 that this node considers or has accepted.
     pub(crate) proposals: Mutex<Proposals>,
     /// Where the answers to plans of this node go.
-    pub(crate) verdicts: Mutex<BTreeMap<(u128, PartyId), oneshot::Sender<Verdict>>>,
+    pub(crate) verdicts: Mutex<BTreeMap<(u128, PartyId), Asked>>,
     peers: Mutex<[PeerState; 3]>,
+    /// What each node lets one session take, as it said last.
+    capacities: Mutex<[Option<Capacity>; 3]>,
     pub(crate) started: Instant,
 }
 
@@ -105,6 +114,7 @@ impl Shared {
             proposals: Mutex::default(),
             verdicts: Mutex::default(),
             peers: Mutex::default(),
+            capacities: Mutex::default(),
             started: Instant::now(),
         })
     }
@@ -124,10 +134,20 @@ impl Shared {
         *self.phase.borrow() == Phase::Serving
     }
 
-    /// Whether a run of this shape has room in the memory of one session and in a batch.
+    fn capacities(&self) -> MutexGuard<'_, [Option<Capacity>; 3]> {
+        self.capacities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a run of this shape has room in a batch and in the memory of one session, at all nodes that are known.
     pub(crate) fn fits(&self, model: &Model, shape: &Shape) -> bool {
-        let room = |bytes| bytes <= self.limits.session_bytes;
-        shape.len() <= self.limits.max_batch && model.working_bytes(shape).is_ok_and(room)
+        let known = *self.capacities();
+        let most = known.into_iter().flatten().fold(self.limits.capacity(), Capacity::and);
+        shape.len() as u64 <= most.batch && model.working_bytes(shape).is_ok_and(|bytes| bytes <= most.bytes)
+    }
+
+    /// A node says what it lets one session take.
+    pub(crate) fn peer_allows(&self, peer: PartyId, most: Capacity) {
+        self.capacities()[peer.index()] = Some(most);
     }
 
     fn peers(&self) -> MutexGuard<'_, [PeerState; 3]> {

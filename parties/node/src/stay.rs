@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tercet_net::{Fault, NodeMessage};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use crate::clients::Refusal;
 use crate::desk::LEAD;
 use crate::held::Answer;
 use crate::key::RequestKey;
@@ -27,7 +29,9 @@ pub(crate) struct Stay<'a> {
     pub(crate) shared: &'a Arc<Shared>,
     pub(crate) key: RequestKey,
     /// How long it may wait for its session.
-    pub(crate) deadline: Duration,
+    pub(crate) patience: Duration,
+    /// When the generation is over of which it is a step, and what is said then.
+    pub(crate) until: Option<(Instant, Refusal)>,
 }
 
 impl Stay<'_> {
@@ -39,8 +43,8 @@ impl Stay<'_> {
         left: impl Future<Output = L>,
     ) -> Result<Answer, L> {
         let (shared, key) = (self.shared, self.key);
-        let arrived = tokio::time::Instant::now();
-        let mut look = arrived + self.deadline.min(LOOK_PAUSE);
+        let arrived = Instant::now();
+        let mut look = arrived + self.patience.min(LOOK_PAUSE);
         let mut left = std::pin::pin!(left);
         loop {
             tokio::select! {
@@ -60,29 +64,35 @@ impl Stay<'_> {
                     return Err(left);
                 }
                 () = tokio::time::sleep_until(look) => {
-                    if let Some(reason) = self.overdue(arrived.elapsed())
-                        && let Some(held) = shared.desk.withdraw(key)
+                    if let Some(why) = self.overdue(arrived.elapsed())
+                        && let Some(held) = shared.desk.withdraw_for(key, Some(&why))
                     {
                         // The answer comes out of the channel at the next turn.
                         if shared.me == LEAD {
-                            give_up(shared, vec![held], Fault::Nodes, &reason).await;
+                            give_up(shared, vec![held], why.fault, &why.reason).await;
                         } else {
-                            held.refuse(Fault::Nodes, reason);
+                            held.refuse(why.fault, why.reason);
                             shared.tell_lead(PeerMessage::Gone { request: key }).await;
                         }
                     }
-                    look = tokio::time::Instant::now() + LOOK_PAUSE;
+                    look = Instant::now() + LOOK_PAUSE;
                 }
             }
         }
     }
 
     /// Why a request should wait no longer.
-    fn overdue(&self, waited: Duration) -> Option<String> {
+    fn overdue(&self, waited: Duration) -> Option<Refusal> {
         let shared = self.shared;
-        if waited >= self.deadline {
-            let ms = self.deadline.as_millis();
-            return Some(format!("no session within {ms} ms: the nodes are busy, or one of them has not got its part"));
+        let because = |reason| Some(Refusal::new(Fault::Nodes, reason));
+        if let Some((_, outlived)) = self.until.as_ref().filter(|(until, _)| Instant::now() >= *until) {
+            return Some(outlived.clone());
+        }
+        if waited >= self.patience {
+            let ms = self.patience.as_millis();
+            return because(format!(
+                "no session within {ms} ms: the nodes are busy, or one of them has not got its part"
+            ));
         }
         if shared.me != LEAD || waited < PEER_PATIENCE {
             return None;
@@ -90,9 +100,10 @@ impl Stay<'_> {
         let lacking = shared.desk.lacking(self.key);
         if let Some(party) = lacking.iter().find(|party| shared.endpoint.party(**party).is_none()) {
             let trouble = shared.endpoint.party_trouble(*party).map_or(String::new(), |error| format!(": {error}"));
-            return Some(format!("{party} is not connected to {}{trouble}", shared.me));
+            return because(format!("{party} is not connected to {}{trouble}", shared.me));
         }
         let late = lacking.first().filter(|_| waited >= PART_PATIENCE);
-        late.map(|party| format!("{party} has not got its part of the request within {} s", PART_PATIENCE.as_secs()))
+        let seconds = PART_PATIENCE.as_secs();
+        late.and_then(|party| because(format!("{party} has not got its part of the request within {seconds} s")))
     }
 }
