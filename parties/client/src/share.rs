@@ -1,4 +1,4 @@
-//! Splitting the inputs of a request into three shares (protocol.md, "Sharing" and "Private lookup").
+//! Splitting the inputs of a request into three shares.
 //!
 //! Two seeds are drawn for each request: `l1` grows from the first (P0, P1), `l2` from the second (P0, P2); only
 //! `m = x + l1 + l2` travels in full, to P1 and P2. A token that is looked up in a secret table becomes two pairs of

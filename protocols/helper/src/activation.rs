@@ -1,4 +1,4 @@
-//! Elementwise functions (protocol.md, "GeLU, SiLU"): a trigonometric series between two thresholds, tanh, and ReLU.
+//! Elementwise functions: a trigonometric series between two thresholds, tanh, and ReLU.
 //!
 //! Since `c = x + lambda` is known to the evaluators modulo the period, `cos w(c - lambda) = cos wc cos wl + sin wc sin wl`: P0 deals
 //! the two mask-side values of each harmonic, and the series costs no interaction. A harmonic with a small coefficient is

@@ -1,4 +1,4 @@
-//! Softmax attention (protocol.md, "Attention"): `2^(q k - max) v / sum`, normalised after the product with the values, so that
+//! Softmax attention: `2^(q k - max) v / sum`, normalised after the product with the values, so that
 //! the inverse of the row sums (three rounds) runs beside that product (two), and a row has `head width` values to scale
 //! instead of one a key.
 //!

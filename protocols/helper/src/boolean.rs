@@ -1,4 +1,4 @@
-//! Boolean functions of masked bits (protocol.md, "Boolean functions"): an exclusive or of ANDs, without interaction.
+//! Boolean functions of masked bits: an exclusive or of ANDs, without interaction.
 //!
 //! Each monomial `AND (beta_i ^ sigma_i)` is expanded over subsets of its factors; P0 deals the AND of the masks of every subset
 //! of two or more, once for all outputs. *Cost*: nothing online, one bit dealt per subset. *Security*: an evaluator

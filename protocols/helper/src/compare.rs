@@ -1,4 +1,4 @@
-//! Comparison with public thresholds (protocol.md, "Thresholds").
+//! Comparison with public thresholds.
 //!
 //! For public `c = m - T`, `x >= T` exactly where the top bit of `c - lambda` is 0, that is
 //! `1 ^ msb c ^ msb lambda ^ borrow`. From dealt one-hot encodings of `lambda` ([`crate::onehot`]) the evaluators have halves of

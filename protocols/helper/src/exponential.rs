@@ -1,4 +1,4 @@
-//! `2^-t` for `t >= 0` (protocol.md, "2^-t").
+//! `2^-t` for `t >= 0`.
 //!
 //! The low `f + 4` bits of `t` hold `t mod 16`. There `2^-t = 2^-c 2^lambda` up to a wrap factor of `2^-16`: P0 knows
 //! `2^lambda` and deals it, together with its products with the masks of two case bits, "no borrow" and "borrow", each

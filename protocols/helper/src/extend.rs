@@ -1,4 +1,4 @@
-//! Extension to a wider ring (protocol.md, "Extend"): `Z_2^k` to `Z_2^n` for `|x| < 2^(k-2)`.
+//! Extension to a wider ring: `Z_2^k` to `Z_2^n` for `|x| < 2^(k-2)`.
 //!
 //! After adding `2^(k-2)` the value is in the lower half of the ring, so `m - lambda` wraps exactly where the top bit of `m` is
 //! 0 and that of `lambda` is 1. P0 deals that bit of `lambda` and the carry of `l1 + l2`; the evaluators re-mask the sum of both in

@@ -1,4 +1,4 @@
-//! Inverse powers of one value a row (protocol.md, "Inverse powers"): piecewise linear on geometric segments.
+//! Inverse powers of one value a row: piecewise linear on geometric segments.
 //!
 //! All inner edges are thresholds on one dealing of one-hots. After that `a_0 + b_0 v + sum_j flag_j (da_j + db_j v)` is a sum of
 //! selections with public coefficients, which is local: P0 deals the mask of each flag and its product with the mask of `v`,

@@ -1,4 +1,4 @@
-//! Products (protocol.md, "Product"): matrix products with weights and between activations, elementwise products, and
+//! Products: matrix products with weights and between activations, elementwise products, and
 //! row dot products. All local but for one dealt value an output.
 //!
 //! With `u = mx - lx1` and `v = my - ly1` (both known to P1), `x y = u v - mx ly2 - lx2 my + gamma` where

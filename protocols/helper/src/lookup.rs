@@ -1,4 +1,4 @@
-//! Private lookup in a secret table by a secret index (protocol.md, "Private lookup").
+//! Private lookup in a secret table by a secret index.
 //!
 //! A row is `x = m - lambda` with `lambda = l1 + l2`: two tables, each looked up by a pair of keys (distributed point functions,
 //! [`tercet_ring::dpf`]) that the client makes for every index.

@@ -1,4 +1,4 @@
-//! Maximum over rows by a comparison tree (protocol.md, "Maximum").
+//! Maximum over rows by a comparison tree.
 //!
 //! The *values* are coarsened to 2^-5 once and the tree runs on those, exactly: comparisons are one total order, so a group of near
 //! ties has a winner, and what is selected and re-masked is as narrow as what is compared. The result is that maximum, at most

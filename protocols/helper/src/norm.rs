@@ -1,4 +1,4 @@
-//! LayerNorm and RMSNorm (protocol.md, "LayerNorm, RMSNorm"): six rounds.
+//! LayerNorm and RMSNorm: six rounds.
 //!
 //! The input is extended once. RMSNorm takes no mean off: there `d = x`, and there is no bias. For LayerNorm, with `d = width x - sum x` (exact, local), `g = d gain` is truncated to a narrow row of products,
 //! while `v = sum d^2` (one row dot product of a coarser `d`) goes through its inverse root; the result is `g / sqrt v + bias`,

@@ -1,5 +1,4 @@
-//! One-hot encodings of a mask, shared by exclusive or: what comparisons and table steps are made of (protocol.md,
-//! "Thresholds").
+//! One-hot encodings of a mask, shared by exclusive or: what comparisons and table steps are made of.
 //!
 //! The low bits of `lambda` are cut into chunks, and P0 deals the one-hot encoding of each. For a public `c` a half of
 //! `[c_j < lambda_j]` is the parity of the dealt half above `c_j`, and one of `[c_j = lambda_j]` is a bit of it: local, at any

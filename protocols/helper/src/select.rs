@@ -1,4 +1,4 @@
-//! Selection by a masked bit (protocol.md, "Select"): a bit times anything that P0 knows is local, given one dealt value.
+//! Selection by a masked bit: a bit times anything that P0 knows is local, given one dealt value.
 //!
 //! With `b = beta ^ sigma`, `b = beta + (1 - 2 beta) sigma`. P0 deals `sigma` and `sigma * lambda`; then
 //! `b x = beta (m - lambda) + (1 - 2 beta) (m sigma - sigma lambda)` is a sum of what the evaluators hold.

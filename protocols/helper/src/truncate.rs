@@ -1,4 +1,4 @@
-//! Truncation of an additive sharing into a masked one (protocol.md, "Truncate"), and remasking, which is truncation by
+//! Truncation of an additive sharing into a masked one, and remasking, which is truncation by
 //! nothing.
 //!
 //! With fresh masks `r1` (P0, P1) and `r2` (P0, P2) the evaluators exchange `z_i + r_i` modulo `2^(n+f)` and so both learn
