@@ -95,7 +95,7 @@ impl std::fmt::Debug for NoiseSeed {
 pub enum ClientMessage {
     /// Which models are there.
     Models,
-    /// The manifest of a model: graph, numbers, interface and tokenizer.
+    /// What a client must know of a model: the digest of its manifest, its interface and its tokenizer.
     Manifest {
         /// Its name.
         model: String,
@@ -154,7 +154,7 @@ pub enum ClientMessage {
 pub enum NodeMessage {
     /// The models that this node serves.
     Models(Vec<ModelCard>),
-    /// A manifest, as bytes of the engine's format, and the interface (bincode of the model crate's type).
+    /// What stands for a manifest, and the interface (bincode of the model crate's type).
     Manifest {
         /// Digest of the manifest.
         digest: [u8; 32],

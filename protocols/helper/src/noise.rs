@@ -1,4 +1,4 @@
-//! Gumbel noise that nobody but the helper knows.
+//! Gumbel noise that no evaluator knows.
 //!
 //! The place of the largest of `s_j + T g_j`, with `g = -ln(-ln u)` for independent uniform `u`, is a sample of the softmax of `s / T`.
 //! P0 draws the noise from a stream of its own, encodes it and deals it: it is added to the scores as an additive sharing, which is
@@ -8,8 +8,8 @@
 //! ring element dealt an element, one round of as many bits each way; the same whatever the noise.
 //!
 //! *Security*: an evaluator receives a half of a fresh sharing and the other's half under a uniform mask, so nothing about the noise.
-//! The helper knows the noise and nothing that depends on scores: it receives nothing here or later, so that to it every score
-//! and every place is as likely as before. Only who knows the place *and* the noise learns more than the place: an order between
+//! The helper knows the noise and receives nothing here or later, so that to it every score and every place is as likely as before;
+//! but for what a generation that stops says of its last token (SECURITY.md). Only who knows the place *and* the noise learns more than the place: an order between
 //! scores. Whoever gives P0 a seed can be that, and must be allowed to know it: the client, who learns its places from nobody else.
 //! Temperatures, and whether a row has noise, are public; a row without noise is dealt zeros where another has some.
 

@@ -1,4 +1,4 @@
-//! Opening to the client: the one way out. Nothing is ever opened to a node.
+//! Opening to the client: the one way out of values. To nodes nothing is opened but the bits of a public gate (`bits.rs`).
 //!
 //! Each party hands the client its two planes; the client holds every component twice and refuses the answer where two
 //! copies differ.
