@@ -66,12 +66,13 @@ impl Client {
         let (out, tokens) = mpsc::unbounded_channel();
         // The last token need not go in again.
         let limit = prompt_tokens.saturating_add(options.max_new_tokens).min(context + 1);
+        let readable = TextStream::after(tokenizer(&face)?, &text).map_err(undecoded)?;
         let drive = Drive {
             client: self.clone(),
             face,
             table,
             sampler: Sampler::new(options.sampling.clone()),
-            readable: TextStream::after(&text),
+            readable,
             stops: Stops::new(options.stop.clone()),
             options: options.clone(),
             started,
@@ -184,10 +185,9 @@ impl Drive {
     fn take(&mut self, id: u32, log_probability: Option<f64>) -> Result<Option<Finish>, Error> {
         let elapsed = self.started.elapsed();
         self.text.push(id);
-        let failed = |error: TokenizerError| Error::Misuse(error.to_string());
         let tokenizer = tokenizer(&self.face)?;
         let eos = !self.options.ignore_eos && decoder(&self.face)?.generation.eos.contains(&id);
-        let Cut { mut text, stopped } = self.stops.push(&self.readable.push(tokenizer, id).map_err(failed)?);
+        let Cut { mut text, stopped } = self.stops.push(&self.readable.push(tokenizer, id).map_err(undecoded)?);
         let full = self.text.len() >= self.limit;
         let finish = match (stopped, eos, full) {
             (true, ..) => Some(Finish::Stop),
@@ -198,7 +198,7 @@ impl Drive {
         let mut finish = finish;
         if finish.is_some() && !stopped {
             // What was incomplete stays so, and may still be what to stop at.
-            let cut = self.stops.push(&std::mem::take(&mut self.readable).finish(tokenizer).map_err(failed)?);
+            let cut = self.stops.push(&std::mem::take(&mut self.readable).finish(tokenizer).map_err(undecoded)?);
             text += &cut.text;
             if cut.stopped {
                 finish = Some(Finish::Stop);
@@ -259,6 +259,11 @@ fn agreed<'a>(client: &Client, face: &'a ModelFace) -> Result<&'a Decoder, Error
 /// The tokenizer of a model of texts.
 fn tokenizer(face: &ModelFace) -> Result<&Tokenizer, Error> {
     face.tokenizer().ok_or_else(|| Error::Misuse(format!("model {} has no tokenizer", face.name())))
+}
+
+/// The tokenizer made no text of ids.
+fn undecoded(error: TokenizerError) -> Error {
+    Error::Misuse(error.to_string())
 }
 
 fn encode(face: &ModelFace, text: &str) -> Result<Zeroizing<Vec<u32>>, Error> {
