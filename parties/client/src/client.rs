@@ -22,6 +22,8 @@ use crate::{Classification, Classifications, Embeddings, Error, Inputs, ModelFac
 pub(crate) const GRACE: Duration = Duration::from_millis(300);
 /// How long questions other than requests may take.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
+/// The farthest deadline: clocks do not reach much farther.
+const FARTHEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Models whose description is kept.
 const FACES_KEPT: u64 = 64;
 /// Public tables that are kept; each may take hundreds of megabytes.
@@ -192,7 +194,7 @@ impl Client {
         if face.interface().decoder.is_some() {
             return Err(Error::Misuse(format!("model {} gives tokens: ask it to generate", face.name())));
         }
-        let until = Instant::now() + options.deadline;
+        let until = after(Instant::now(), options.deadline);
         let mut failures = 0;
         loop {
             let error = match self.run_once(&face, inputs, options, until).await {
@@ -377,6 +379,11 @@ impl Client {
             _ => Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 }),
         }
     }
+}
+
+/// When a deadline is over, however far a caller sets it.
+pub(crate) fn after(start: Instant, deadline: Duration) -> Instant {
+    start + deadline.min(FARTHEST)
 }
 
 /// A node's profile, which is there if and only if it was asked for, and makes sense.

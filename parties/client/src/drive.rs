@@ -1,6 +1,6 @@
 //! Generates: shares of a prompt out, then step after step an answer in and the next row out, on one channel to each node.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tercet_model::{Decoder, TextStream, Tokenizer, TokenizerError};
@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::client::GRACE;
+use crate::client::{GRACE, after};
 use crate::face::Table;
 use crate::generation::SharedUsage;
 use crate::links::{clean, fresh_id};
@@ -62,7 +62,7 @@ impl Client {
         let table = self.table_of(&face).await?;
         let prompt_tokens = text.len();
         let usage = SharedUsage::default();
-        usage.lock().unwrap_or_else(PoisonError::into_inner).prompt_tokens = prompt_tokens;
+        usage.change(|usage| usage.prompt_tokens = prompt_tokens);
         let (out, tokens) = mpsc::unbounded_channel();
         // The last token need not go in again.
         let limit = prompt_tokens.saturating_add(options.max_new_tokens).min(context + 1);
@@ -97,7 +97,7 @@ impl Client {
         let public =
             GenerationOptions { max_positions: ids.len() as u32, choice: TokenChoice::Scores, every_row: true };
         let mut usage = GenerationUsage { prompt_tokens: ids.len(), ..Default::default() };
-        let until = started + deadline;
+        let until = after(started, deadline);
         let shares = shares(&face, ids.clone(), table.as_ref()).await?;
         let mut channels = Channels::open(self, &face, public, [None, None, None], shares, until, &mut usage).await?;
         let answer = channels.step(until, &mut usage).await?;
@@ -111,12 +111,12 @@ impl Client {
 
 impl Drive {
     async fn run(mut self) {
-        let until = self.started + self.options.deadline;
+        let until = after(self.started, self.options.deadline);
         let (mut failures, mut pause) = (0, FIRST_PAUSE);
         let error = loop {
             let error = match self.attempt(failures, until).await {
                 Ok(finish) => {
-                    self.usage.lock().unwrap_or_else(PoisonError::into_inner).finish = Some(finish);
+                    self.usage.change(|usage| usage.finish = Some(finish));
                     return;
                 }
                 Err(error) => error,
@@ -129,7 +129,7 @@ impl Drive {
             tokio::time::sleep(pause).await;
             pause = LONGEST_PAUSE.min(2 * pause);
             tracing::debug!(%error, "a generation is taken up again");
-            self.usage.lock().unwrap_or_else(PoisonError::into_inner).retried = failures;
+            self.usage.change(|usage| usage.retried = failures);
         };
         // Perhaps the model was shared anew under its name.
         self.client.forget(self.face.name());
@@ -206,8 +206,7 @@ impl Drive {
                 text += &self.stops.flush();
             }
         }
-        {
-            let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        self.usage.change(|usage| {
             usage.new_tokens += 1;
             if usage.new_tokens == 1 {
                 usage.first_token = elapsed;
@@ -215,7 +214,7 @@ impl Drive {
             usage.further_tokens = elapsed.saturating_sub(usage.first_token);
             // Before the last token can be read.
             usage.finish = finish;
-        }
+        });
         // The caller may have left; then this task ends soon.
         let _ = self.out.send(Ok(Token { id, text, log_probability }));
         Ok(finish)
@@ -226,11 +225,11 @@ impl Drive {
     }
 
     fn usage(&self) -> GenerationUsage {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.get()
     }
 
-    fn put(&self, usage: GenerationUsage) {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
+    fn put(&self, now: GenerationUsage) {
+        self.usage.change(|usage| *usage = now);
     }
 }
 

@@ -162,7 +162,7 @@ const IMAGES: Inputs<'_> = Inputs::Images(&[&[0.5; 16], &[0.25; 16], &[1.0; 16]]
 async fn an_answer_is_put_together_from_three() {
     let nodes = Nodes::start(|party, message| Some(vec![good(&fixture::images(), 7, party, &message)]));
     let client = nodes.client().await.unwrap();
-    let options = Options { max_batch: 2, ..Options::default() };
+    let options = Options { max_batch: 2, deadline: Duration::MAX, ..Options::default() };
     let found = client.classify("small", IMAGES, &options).await.unwrap();
     assert_eq!(found.classes.len(), 3);
     assert!(found.classes.iter().all(|class| class.label == "dog" && class.scores == [5.0, 7.0]));

@@ -159,6 +159,15 @@ async fn a_text_ends_with_its_length_or_the_context() {
 }
 
 #[tokio::test]
+async fn a_deadline_may_be_any() {
+    let (nodes, _heard) = nodes(&[2, 3, 0], |_, _| None);
+    let client = nodes.client().await.unwrap();
+    let options = GenerateOptions { deadline: Duration::MAX, ..Default::default() };
+    let (text, usage) = client.generate("small", "one", &options).await.unwrap().text().await.unwrap();
+    assert_eq!((text.as_str(), usage.finish), (" two three zero", Some(Finish::Eos)));
+}
+
+#[tokio::test]
 async fn copies_that_differ_end_a_generation_at_any_step() {
     for bad in 0..2 {
         let (nodes, _heard) =
@@ -307,7 +316,7 @@ async fn a_text_is_scored_row_by_row() {
         other => panic!("{other:?}"),
     });
     let client = nodes.client().await.unwrap();
-    let score = client.score("small", "one two four", Duration::from_secs(20)).await.unwrap();
+    let score = client.score("small", "one two four", Duration::MAX).await.unwrap();
     assert_eq!(score.ids, [1, 2, 4]);
     let expected = [1.0 - (1f64.exp() + 4.0).ln(), -5f64.ln()];
     assert!(score.log_probabilities.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9));
