@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tercet_model::{Decoder, TextStream, Tokenizer, TokenizerError};
 use tercet_net::{
-    ByteChannel, ChannelId, ClientMessage, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
+    ByteChannel, ChannelId, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
     OutputShare, PartyId, TokenChoice, Usage, codec,
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -112,18 +112,24 @@ impl Client {
 impl Drive {
     async fn run(mut self) {
         let until = after(self.started, self.options.deadline);
-        let (mut failures, mut pause) = (0, FIRST_PAUSE);
+        let (mut tries, mut failures, mut pause) = (0, 0, FIRST_PAUSE);
         let error = loop {
-            let error = match self.attempt(failures, until).await {
+            let error = match self.attempt(tries, until).await {
                 Ok(finish) => {
                     self.usage.change(|usage| usage.finish = Some(finish));
                     return;
                 }
                 Err(error) => error,
             };
-            failures += 1;
-            let again = error.is_transient() || self.usage().new_tokens > 0 && is_absence(&error);
-            if !again || failures > self.options.retries || Instant::now() + pause >= until {
+            tries += 1;
+            // What is taken may be what a try before this one still holds.
+            let held = failures > 0 && matches!(error, Error::Refused { fault: Fault::Busy, .. });
+            if !held {
+                failures += 1;
+            }
+            let transient = error.is_transient() || self.usage().new_tokens > 0 && is_absence(&error);
+            let again = held || transient && failures <= self.options.retries;
+            if !again || Instant::now() + pause >= until {
                 break error;
             }
             tokio::time::sleep(pause).await;

@@ -27,7 +27,7 @@ pub struct GenerateOptions {
     /// How long all of it may take.
     pub deadline: Duration,
     /// How often a generation that a lost connection or a failing node has ended is taken up again, from the tokens that there
-    /// are by then: under a new number and fresh masks.
+    /// are by then: under a new number and fresh masks. While the nodes still hold what it had before, it waits.
     pub retries: u32,
 }
 

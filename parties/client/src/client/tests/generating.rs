@@ -202,6 +202,33 @@ async fn a_failed_step_is_taken_up_again_where_it_was() {
     assert_eq!(heard_by(&heard, PartyId::P1), [("generate", 1)]);
 }
 
+#[tokio::test]
+async fn what_a_failed_try_still_holds_is_waited_for() {
+    let (nodes, heard) = nodes(&[2, 9, 9, 9, 3, 0], |_, at| match at {
+        1 => Some(refused(Fault::Nodes)),
+        2 | 3 => Some(refused(Fault::Busy)),
+        _ => None,
+    });
+    let client = nodes.client().await.unwrap();
+    let options = GenerateOptions { retries: 1, ..Default::default() };
+    let (text, usage) = client.generate("small", "one", &options).await.unwrap().text().await.unwrap();
+    assert_eq!((text.as_str(), usage.retried, usage.new_tokens), (" two three zero", 1, 3));
+    let expected = [("generate", 1), ("next", 1), ("generate", 2), ("generate", 2), ("generate", 2), ("next", 1)];
+    assert_eq!(heard_by(&heard, PartyId::P1)[..6], expected);
+    // The nodes are full of others' texts: nothing is waited for, and not beyond the deadline.
+    for (failing, tries, deadline) in [(0, 1..2, 60_000), (1, 2..9, 1000)] {
+        let (nodes, heard) = super::generating::nodes(&[], move |_, at| {
+            Some(refused(if at < failing { Fault::Nodes } else { Fault::Busy }))
+        });
+        let client = nodes.client().await.unwrap();
+        let options = GenerateOptions { deadline: Duration::from_millis(deadline), ..options.clone() };
+        let error = client.generate("small", "one", &options).await.unwrap().text().await.unwrap_err();
+        assert!(matches!(error, Error::Refused { fault: Fault::Busy, .. }), "{error}");
+        let heard = heard_by(&heard, PartyId::P1);
+        assert!(tries.contains(&heard.len()) && heard.iter().all(|what| *what == ("generate", 1)), "{heard:?}");
+    }
+}
+
 /// Whether each node has seen its channel break.
 async fn broken(mut generation: crate::Generation, nodes_left: Arc<AtomicUsize>, cancel: bool) {
     generation.next().await.unwrap().unwrap();
