@@ -356,6 +356,8 @@ fn rows_are_shared_alone() {
     let face = fixture::face(&fixture::decoder(64)).unwrap();
     let shares = crate::share::rows(&face, vec![3, 1].into(), None).unwrap();
     let RowInput::Lookup { domain_bits, .. } = face.interface().rows else { panic!() };
+    let error = face.share_rows(&[3, 777], None).unwrap_err().to_string();
+    assert!(error.contains("place 2") && !error.contains("777"), "{error}");
     let keys = 2 * dpf::key_len(domain_bits);
     assert_eq!(shares.each_ref().map(|share| share.masked.len()), [0, 1, 1]);
     assert_eq!(shares.each_ref().map(|share| (share.batch, share.rows)), [(1, 2); 3]);
