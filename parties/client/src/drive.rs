@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::client::{GRACE, after};
 use crate::face::Table;
 use crate::generation::SharedUsage;
-use crate::links::{clean, fresh_id};
+use crate::links::{Place, clean, fresh_id};
 use crate::sampler::{Sampler, log_probability};
 use crate::stops::{Cut, Stops};
 use crate::{
@@ -47,6 +47,9 @@ struct Drive {
 impl Client {
     /// Generates a text that goes on after a prompt. Returns at once with a stream of tokens; what the nodes say against it comes
     /// as its first item.
+    ///
+    /// A client, its clones included, has up to 24 generations and requests under way at once. Further ones wait for their
+    /// turn, within their deadline.
     ///
     /// The nodes learn the number of tokens of the prompt, how many more were asked for at most and how many came, and the
     /// temperature where they choose; never a token.
@@ -291,7 +294,10 @@ async fn shares(
 }
 
 /// The channels of one generation to the three nodes. Dropped, they show the nodes that the client has left.
-struct Channels([ByteChannel; 3]);
+struct Channels {
+    to: [ByteChannel; 3],
+    _place: Place,
+}
 
 impl Channels {
     /// Asks all three for a generation.
@@ -304,6 +310,7 @@ impl Channels {
         until: Instant,
         usage: &mut GenerationUsage,
     ) -> Result<Channels, Error> {
+        let place = client.turn(until).await?;
         let request_id = fresh_id();
         let left = until.saturating_duration_since(Instant::now());
         let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
@@ -331,7 +338,7 @@ impl Channels {
         let opened = async { tokio::try_join!(p0, p1, p2) };
         let late = Err(Error::Deadline { waited_ms: left.as_millis() as u64 });
         let (p0, p1, p2) = tokio::time::timeout(left, opened).await.unwrap_or(late)?;
-        Ok(Channels([p0, p1, p2]))
+        Ok(Channels { to: [p0, p1, p2], _place: place })
     }
 
     /// The three shares of the next answer. When one node fails, the others are given a moment to say more about the cause.
@@ -354,7 +361,7 @@ impl Channels {
                 Some(heard)
             }
         };
-        let [c0, c1, c2] = &mut self.0;
+        let [c0, c1, c2] = &mut self.to;
         let heard = tokio::join!(hear(PartyId::P0, c0), hear(PartyId::P1, c1), hear(PartyId::P2, c2));
         let mut worst: Option<Error> = None;
         let mut shares = Vec::new();
@@ -388,7 +395,7 @@ impl Channels {
         for (party, share) in PartyId::ALL.into_iter().zip(shares) {
             let message = encoded(&ClientMessage::Next { share })?;
             usage.sent[party.index()] += message.len() as u64;
-            let sent = self.0[party.index()].send_bytes(message.into()).await;
+            let sent = self.to[party.index()].send_bytes(message.into()).await;
             sent.map_err(|error| Error::Node { party, error })?;
         }
         Ok(())
@@ -396,7 +403,7 @@ impl Channels {
 
     /// Says that nothing more is wanted.
     async fn finish(&mut self) {
-        for channel in &mut self.0 {
+        for channel in &mut self.to {
             // A node that has given all it can has closed its end already.
             let _ = channel.send(&ClientMessage::Finish).await;
             channel.finish();

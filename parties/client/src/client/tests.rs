@@ -107,7 +107,9 @@ async fn serve(connection: Connection, party: PartyId, script: Script) {
             // A generation is a conversation, everything else one question.
             while let Ok(message) = channel.receiver.recv(codec::LARGEST_BYTES, Duration::from_secs(10)).await {
                 let Some(answers) = script(party, message) else {
-                    return tokio::time::sleep(Duration::from_secs(60)).await;
+                    // Until the client leaves.
+                    let _ = channel.receiver.next_bytes(0, Duration::from_secs(60)).await;
+                    return;
                 };
                 let goes_on = matches!(answers.last(), Some(NodeMessage::Step { .. }));
                 for answer in answers {

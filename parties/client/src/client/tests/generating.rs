@@ -1,7 +1,9 @@
 //! Generations against nodes that answer as each test wants.
 
+use std::sync::atomic::AtomicBool;
+
 use tercet_model::RowInput;
-use tercet_net::{NoiseSeed, TokenChoice};
+use tercet_net::{LinkKind, NoiseSeed, TokenChoice};
 use tercet_ring::dpf;
 
 use super::*;
@@ -289,6 +291,73 @@ async fn given_up_it_ends_at_once() {
         let generation = client.generate("small", "one", &GenerateOptions::default()).await.unwrap();
         let ended = tokio::time::timeout(Duration::from_secs(20), broken(generation, left, cancel)).await;
         assert!(ended.is_ok(), "cancel {cancel}");
+    }
+}
+
+/// As many generations as there are channels for, and the nodes answer questions all the same.
+#[tokio::test]
+async fn more_generations_than_there_are_places_wait_for_their_turn() {
+    for kind in [LinkKind::Quic, LinkKind::Tcp] {
+        let (begun, going) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, answering) = (begun.clone(), going.clone());
+        let nodes = Nodes::start(move |party, message| match message {
+            ClientMessage::Manifest { .. } => Some(vec![fixture::answer(&fixture::decoder(32), 7)]),
+            ClientMessage::Models => Some(vec![NodeMessage::Models(Vec::new())]),
+            ClientMessage::Generate { .. } => {
+                counted.fetch_add(usize::from(party == PartyId::P0), Ordering::SeqCst);
+                answering.load(Ordering::SeqCst).then(|| vec![favour(party, 0)])
+            }
+            _ => Some(Vec::new()),
+        });
+        let over = |mut config: ClientConfig| {
+            config.nodes.iter_mut().for_each(|node| node.address.kind = kind);
+            config
+        };
+        let client = nodes.client_with(over).await.unwrap();
+        let options = GenerateOptions { retries: 0, ..Default::default() };
+        let many = async |count: usize| {
+            let mut generations = Vec::new();
+            for _ in 0..count {
+                generations.push(client.generate("small", "one", &options).await.unwrap());
+            }
+            generations
+        };
+        let until_begun = async |count: usize| {
+            while begun.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(begun.load(Ordering::SeqCst), count, "{kind:?}");
+        };
+        let all = async {
+            let mut first = many(24).await;
+            until_begun(24).await;
+            let further = many(16).await;
+            until_begun(24).await;
+            let questions = (0..20).map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.models().await.unwrap() })
+            });
+            for question in questions.collect::<Vec<_>>() {
+                question.await.unwrap();
+            }
+            // Who waits for its turn has a deadline all the same.
+            let hasty = GenerateOptions { deadline: Duration::from_millis(50), ..options.clone() };
+            let late = client.generate("small", "one", &hasty).await.unwrap().text().await.unwrap_err();
+            assert!(matches!(late, Error::Deadline { .. }), "{late}");
+            first.truncate(18);
+            until_begun(30).await;
+            going.store(true, Ordering::SeqCst);
+            drop(first);
+            // Six of them have begun and hear nothing.
+            let mut done = 0;
+            for mut generation in further {
+                let heard = tokio::time::timeout(Duration::from_millis(300), generation.next()).await;
+                done += usize::from(heard.is_ok_and(|token| token.unwrap().unwrap().id == 0));
+            }
+            assert_eq!(done, 10, "{kind:?}");
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody waits for ever");
     }
 }
 
