@@ -180,6 +180,18 @@ pub(crate) fn texts_or_lines(given: Vec<String>) -> Result<Vec<String>> {
     lines.context("cannot read texts from the standard input")
 }
 
+/// The text given, or the whole standard input without the end of its last line. Every user of the machine sees arguments,
+/// and nobody the standard input.
+pub(crate) fn text_or_input(given: Option<String>) -> Result<String> {
+    given.map_or_else(|| text_of(std::io::stdin().lock()), Ok)
+}
+
+fn text_of(input: impl std::io::Read) -> Result<String> {
+    let text = std::io::read_to_string(input).context("cannot read a text from the standard input")?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +209,22 @@ mod tests {
             format!("[peers.p{party}]\nkey = \"{key}\"\naddress = \"tcp://node{party}:7411\"\n")
         };
         (0..3).map(card).collect()
+    }
+
+    #[test]
+    fn a_text_ends_before_the_end_of_its_last_line() {
+        for (input, text) in [
+            ("", ""),
+            ("\n", ""),
+            ("one", "one"),
+            ("one\n", "one"),
+            ("one\r\n", "one"),
+            (" one\ntwo \n\n", " one\ntwo \n"),
+        ] {
+            assert_eq!(text_of(input.as_bytes()).unwrap(), text);
+        }
+        assert!(text_of(&b"\xFF"[..]).unwrap_err().to_string().contains("standard input"));
+        assert_eq!(text_or_input(Some("given\n".into())).unwrap(), "given\n");
     }
 
     #[test]

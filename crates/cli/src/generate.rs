@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use tercet_client::{Client, GenerateOptions, GenerationUsage, Sampling};
 
-use crate::connection::{ModelArgs, interrupted, runtime};
+use crate::connection::{ModelArgs, interrupted, runtime, text_or_input};
 use crate::screen::{bytes, say, say_json, say_piece, start_log, time};
 
 /// Generate a text privately: the prompt goes on, printed as it comes.
@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// How long to wait for the whole text, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86400))]
     deadline: u64,
-    /// How the text begins.
-    prompt: String,
+    /// How the text begins; without it, the standard input.
+    prompt: Option<String>,
 }
 
 impl Args {
@@ -67,6 +67,10 @@ impl Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     start_log("warn");
     let (options, model) = (args.options(), &args.model);
+    let prompt = text_or_input(args.prompt)?;
+    if prompt.is_empty() {
+        bail!("no prompt; give it as an argument, or on the standard input");
+    }
     let piece = |text: &str| {
         if !model.json {
             say_piece(text);
@@ -74,9 +78,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let generated = runtime()?.block_on(async {
         let client = model.connect().await?;
-        piece(&args.prompt);
+        piece(&prompt);
         let generated = tokio::select! {
-            generated = go_on(&client, &model.name, &args.prompt, &options, piece) => generated,
+            generated = go_on(&client, &model.name, &prompt, &options, piece) => generated,
             // Dropped at a signal, the generation ends at the nodes, too.
             interrupted = interrupted() => interrupted.map(|()| Default::default()),
         };

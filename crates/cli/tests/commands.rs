@@ -1,13 +1,17 @@
 //! The command as its users meet it: exit codes, one-line errors, and the demonstration.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-fn tercet(args: &[&str], dir: &Path) -> Output {
+fn command(args: &[&str], dir: &Path) -> Command {
     let program = env!("CARGO_BIN_EXE_tercet");
     let mut command = Command::new(program);
     command.args(args).current_dir(dir).env_remove("TERCET_NODES").env("TERCET_CACHE", dir.join("cache"));
-    command.output().unwrap()
+    command
+}
+
+fn tercet(args: &[&str], dir: &Path) -> Output {
+    command(args, dir).output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -58,6 +62,19 @@ fn asked_wrongly_is_another_exit_code_than_failed() {
     fails(&["plan", "llama-7b", "--context", "2049"], dir.path(), "2049 tokens; the context of llama-7b is 2048");
     fails(&["plan", "llama-7b", "--context", "1"], dir.path(), "follows one token at least");
     fails(&["plan", "bert-tiny", "--context", "9"], dir.path(), "models that continue texts");
+}
+
+/// A prompt comes as an argument or on the standard input; the nodes are asked only then.
+#[test]
+fn a_prompt_may_come_on_the_standard_input() {
+    let dir = tempfile::tempdir().unwrap();
+    fails(&["generate", "--model", "m"], dir.path(), "no prompt");
+    fails(&["generate", "--model", "m", ""], dir.path(), "no prompt");
+    fails(&["generate", "--model", "m", "Once"], dir.path(), "nodes.toml");
+    std::fs::write(dir.path().join("prompt"), "Once\n").unwrap();
+    let input = Stdio::from(std::fs::File::open(dir.path().join("prompt")).unwrap());
+    let output = command(&["generate", "--model", "m"], dir.path()).stdin(input).output().unwrap();
+    assert!(output.status.code() == Some(1) && said(&output).contains("nodes.toml"), "{}", said(&output));
 }
 
 #[test]

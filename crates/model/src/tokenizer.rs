@@ -153,10 +153,18 @@ impl TextStream {
     }
 
     /// The text that goes on after these ids, whose own text is not given out.
-    pub fn after(ids: &[u32]) -> Self {
+    ///
+    /// # Errors
+    /// The tokenizer failed on these ids.
+    pub fn after(tokenizer: &Tokenizer, ids: &[u32]) -> Result<Self, TokenizerError> {
         // No decoder looks farther back than one token; a few more make sure that one of them has a text.
-        let ids = ids[ids.len().saturating_sub(LOOK_BACK)..].to_vec();
-        Self { given: ids.len(), ids }
+        let mut start = ids.len().saturating_sub(LOOK_BACK);
+        // A run of bytes that begins within a character has no text, nor has anything that goes on with it.
+        while start > 0 && tokenizer.decode(&ids[start..=start])?.starts_with('\u{FFFD}') {
+            start -= 1;
+        }
+        let ids = ids[start..].to_vec();
+        Ok(Self { given: ids.len(), ids })
     }
 
     /// One more id: the text that is certain now, empty while a character is not complete.
@@ -230,6 +238,40 @@ mod tests {
         assert_eq!((cut.len(), &cut[..4], cut[4]), (5, &whole[..4], whole[9]));
         assert_eq!(tokenizer.encode(text, 2, Truncate::Yes), Err(TokenizerError::TooLong { count: 10, limit: 2 }));
         assert_eq!(tokenizer.encode(text, 0, Truncate::Yes), Err(TokenizerError::TooLong { count: 10, limit: 0 }));
+    }
+
+    /// Every id is a byte, or an ordinary token from 256 on.
+    fn bytes() -> Tokenizer {
+        let bytes = (0..256).map(|byte| (format!("<0x{byte:02X}>"), byte));
+        let vocab: serde_json::Map<_, _> =
+            bytes.chain([("word".into(), 256)]).map(|(token, id)| (token, id.into())).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": { "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, { "type": "Fuse" }] },
+            "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "word" },
+        });
+        Tokenizer::from_bytes(json.to_string().into_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_text_goes_on_after_bytes_of_any_number() {
+        let tokenizer = bytes();
+        for text in ["ありがとうございます", "🦀é🦀→a🦀🦀é🦀b→→", "\u{FFFD}🦀🦀\u{FFFD}→→→🦀\u{FFFD}\u{FFFD}é"]
+        {
+            for (at, _) in text.char_indices() {
+                let (prompt, rest) = text.split_at(at);
+                let prompt: Vec<u32> = prompt.bytes().map(u32::from).collect();
+                let mut stream = TextStream::after(&tokenizer, &prompt).unwrap();
+                let ids = rest.bytes().map(u32::from).chain([256]);
+                let pieces: Vec<String> = ids.map(|id| stream.push(&tokenizer, id).unwrap()).collect();
+                assert_eq!(pieces.concat(), format!("{rest}word"), "{text} from {at}");
+                // Characters come one by one, but for those that look like none.
+                let first = rest.chars().next().unwrap();
+                let come = pieces.iter().find(|piece| !piece.is_empty()).unwrap();
+                assert!(first == '\u{FFFD}' || *come == first.to_string(), "{text} from {at}: {come}");
+            }
+        }
     }
 
     #[test]

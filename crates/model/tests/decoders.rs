@@ -142,7 +142,7 @@ fn texts_become_the_same_ids_and_come_back() {
             for prompt in 1..case.ids.len() {
                 let before = tokenizer.decode(&case.ids[..prompt]).unwrap();
                 let Some(rest) = decoded.strip_prefix(&before) else { continue };
-                let mut stream = TextStream::after(&case.ids[..prompt]);
+                let mut stream = TextStream::after(tokenizer, &case.ids[..prompt]).unwrap();
                 let mut text = String::new();
                 for id in &case.ids[prompt..] {
                     text += &stream.push(tokenizer, *id).unwrap();

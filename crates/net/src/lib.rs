@@ -44,7 +44,7 @@ pub use mailbox::FrameLimits;
 pub use memory::{MemoryTransport, memory_world, memory_world_with};
 pub use party::PartyId;
 pub use profile::{Work, WorkEntry, WorkProfile};
-pub use quic::{LinkProfile, ProfileError};
+pub use quic::{CLIENT_CHANNELS, LinkProfile, ProfileError};
 pub use request::{
     ClientMessage, Fault, GenerationOptions, InputShare, ModelCard, NodeMessage, NodeStatus, NoiseSeed, OutputShare,
     PeerStatus, Stream, TokenChoice, Usage,

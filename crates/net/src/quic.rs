@@ -33,6 +33,8 @@ pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 
 /// Streams that anybody may have open at once, and bytes on all of them that may wait unread.
 pub(crate) const STREAMS_AT_ONCE: u32 = 32;
+/// Channels that a client may have open to a node at once: one stream is for control messages.
+pub const CLIENT_CHANNELS: usize = STREAMS_AT_ONCE as usize - 1;
 /// See [`STREAMS_AT_ONCE`].
 pub(crate) const UNREAD_BYTES: u32 = 64 << 20;
 

@@ -15,13 +15,13 @@ use tokio::task::JoinSet;
 
 use crate::face::Table;
 use crate::input::{self, Batch};
-use crate::links::{Answer, Links, fresh_id};
+use crate::links::{Answer, Links, Place, QUESTION_DEADLINE, fresh_id};
 use crate::{Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage};
 
 /// How long the other nodes may take to report, once one has failed: the cause often comes second.
 pub(crate) const GRACE: Duration = Duration::from_millis(300);
-/// How long questions other than requests may take.
-const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
+/// The farthest deadline: clocks do not reach much farther.
+const FARTHEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Models whose description is kept.
 const FACES_KEPT: u64 = 64;
 /// Public tables that are kept; each may take hundreds of megabytes.
@@ -102,7 +102,7 @@ impl Client {
     /// # Errors
     /// A node does not answer.
     pub async fn models(&self) -> Result<Vec<ModelCard>, Error> {
-        let answers = self.ask_all(|_| ClientMessage::Models, QUESTION_DEADLINE).await?;
+        let answers = self.question_all(|_| ClientMessage::Models).await?;
         let mut cards: Vec<Vec<ModelCard>> = Vec::new();
         for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
             match answer.message {
@@ -125,6 +125,7 @@ impl Client {
     pub async fn status(&self, party: PartyId) -> Result<NodeStatus, Error> {
         let message = codec::encode(&ClientMessage::Status).map_err(|error| Error::Misuse(error.to_string()))?;
         let channel = u128::from_le_bytes(fresh_id());
+        let _place = self.0.links.question().await?;
         match self.0.links.ask(party, channel, message, QUESTION_DEADLINE).await?.message {
             NodeMessage::Status(status) => Ok(status),
             _ => Err(Error::unexpected(party, "another answer than its status")),
@@ -139,7 +140,7 @@ impl Client {
         if let Some(face) = self.0.faces.get(name) {
             return Ok(face);
         }
-        let answers = self.ask_all(|_| ClientMessage::Manifest { model: name.into() }, QUESTION_DEADLINE).await?;
+        let answers = self.question_all(|_| ClientMessage::Manifest { model: name.into() }).await?;
         let face = Arc::new(ModelFace::from_answers(name, answers.map(|answer| answer.message))?);
         self.0.faces.insert(name.into(), face.clone());
         Ok(face)
@@ -192,7 +193,7 @@ impl Client {
         if face.interface().decoder.is_some() {
             return Err(Error::Misuse(format!("model {} gives tokens: ask it to generate", face.name())));
         }
-        let until = Instant::now() + options.deadline;
+        let until = after(Instant::now(), options.deadline);
         let mut failures = 0;
         loop {
             let error = match self.run_once(&face, inputs, options, until).await {
@@ -258,6 +259,11 @@ impl Client {
         self.0.links.connection(party).await
     }
 
+    /// Waits for its turn to generate.
+    pub(crate) async fn turn(&self, until: Instant) -> Result<Place, Error> {
+        self.0.links.work(until).await
+    }
+
     /// Whether models with a public gate may be asked.
     pub(crate) fn takes_public_gate(&self) -> bool {
         self.0.public_gate
@@ -275,6 +281,7 @@ impl Client {
         }
         let message = ClientMessage::Table { model: face.name().into() };
         let expected = Table::len_bytes(face)?;
+        let _place = self.0.links.question().await?;
         let fetch = |party| self.0.links.table(party, &message, expected, QUESTION_DEADLINE);
         let (p0, p1, p2) = tokio::try_join!(fetch(PartyId::P0), fetch(PartyId::P1), fetch(PartyId::P2))?;
         let mut tables = [p0, p1, p2];
@@ -298,6 +305,7 @@ impl Client {
         profile: bool,
         until: Instant,
     ) -> Result<(Vec<usize>, Vec<Vec<f32>>, RequestUsage), Error> {
+        let place = self.0.links.work(until).await?;
         let start = Instant::now();
         let left = until.saturating_duration_since(start);
         let sharing = tokio::task::spawn_blocking(move || {
@@ -315,7 +323,7 @@ impl Client {
             profile,
             share: prepared.shares()[party.index()].clone(),
         };
-        let answers = self.ask_all_as(u128::from_le_bytes(request_id), run, left).await?;
+        let answers = self.ask_all(place, u128::from_le_bytes(request_id), run, left).await?;
         let mut usage = RequestUsage { batch: prepared.len(), rows: prepared.rows(), ..RequestUsage::default() };
         let mut profiles = Vec::new();
         let mut outputs: [OutputShare; 3] = std::array::from_fn(|_| OutputShare { planes: Default::default() });
@@ -335,18 +343,16 @@ impl Client {
         Ok((prepared.places().to_vec(), rows, usage))
     }
 
-    /// Asks all three nodes on a channel of any name.
-    async fn ask_all(
-        &self,
-        message: impl Fn(PartyId) -> ClientMessage,
-        deadline: Duration,
-    ) -> Result<[Answer; 3], Error> {
-        self.ask_all_as(u128::from_le_bytes(fresh_id()), message, deadline).await
+    /// Asks all three nodes something else than a request.
+    async fn question_all(&self, message: impl Fn(PartyId) -> ClientMessage) -> Result<[Answer; 3], Error> {
+        let place = self.0.links.question().await?;
+        self.ask_all(place, u128::from_le_bytes(fresh_id()), message, QUESTION_DEADLINE).await
     }
 
     /// Asks all three nodes at once. When one fails, the others are given a moment to say more about the cause.
-    async fn ask_all_as(
+    async fn ask_all(
         &self,
+        place: Place,
         channel: u128,
         message: impl Fn(PartyId) -> ClientMessage,
         deadline: Duration,
@@ -354,8 +360,12 @@ impl Client {
         let mut asked = JoinSet::new();
         for (party, message) in PartyId::ALL.into_iter().zip(PartyId::ALL.map(message)) {
             let bytes = codec::encode(&message).map_err(|error| Error::Misuse(error.to_string()))?;
-            let inner = self.0.clone();
-            asked.spawn(async move { (party, inner.links.ask(party, channel, bytes, deadline).await) });
+            let (inner, place) = (self.0.clone(), place.clone());
+            asked.spawn(async move {
+                let answer = inner.links.ask(party, channel, bytes, deadline).await;
+                drop(place);
+                (party, answer)
+            });
         }
         let mut answers = [const { None }; 3];
         let mut worst: Option<Error> = None;
@@ -377,6 +387,11 @@ impl Client {
             _ => Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 }),
         }
     }
+}
+
+/// When a deadline is over, however far a caller sets it.
+pub(crate) fn after(start: Instant, deadline: Duration) -> Instant {
+    start + deadline.min(FARTHEST)
 }
 
 /// A node's profile, which is there if and only if it was asked for, and makes sense.

@@ -1,21 +1,21 @@
 //! Generates: shares of a prompt out, then step after step an answer in and the next row out, on one channel to each node.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tercet_model::{Decoder, TextStream, Tokenizer, TokenizerError};
 use tercet_net::{
-    ByteChannel, ChannelId, ClientMessage, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
+    ByteChannel, ChannelId, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
     OutputShare, PartyId, TokenChoice, Usage, codec,
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::client::GRACE;
+use crate::client::{GRACE, after};
 use crate::face::Table;
 use crate::generation::SharedUsage;
-use crate::links::{clean, fresh_id};
+use crate::links::{Place, clean, fresh_id};
 use crate::sampler::{Sampler, log_probability};
 use crate::stops::{Cut, Stops};
 use crate::{
@@ -48,6 +48,9 @@ impl Client {
     /// Generates a text that goes on after a prompt. Returns at once with a stream of tokens; what the nodes say against it comes
     /// as its first item.
     ///
+    /// A client, its clones included, has up to 24 generations and requests under way at once. Further ones wait for their
+    /// turn, within their deadline.
+    ///
     /// The nodes learn the number of tokens of the prompt, how many more were asked for at most and how many came, and the
     /// temperature where they choose; never a token.
     ///
@@ -62,16 +65,17 @@ impl Client {
         let table = self.table_of(&face).await?;
         let prompt_tokens = text.len();
         let usage = SharedUsage::default();
-        usage.lock().unwrap_or_else(PoisonError::into_inner).prompt_tokens = prompt_tokens;
+        usage.change(|usage| usage.prompt_tokens = prompt_tokens);
         let (out, tokens) = mpsc::unbounded_channel();
         // The last token need not go in again.
         let limit = prompt_tokens.saturating_add(options.max_new_tokens).min(context + 1);
+        let readable = TextStream::after(tokenizer(&face)?, &text).map_err(undecoded)?;
         let drive = Drive {
             client: self.clone(),
             face,
             table,
             sampler: Sampler::new(options.sampling.clone()),
-            readable: TextStream::after(&text),
+            readable,
             stops: Stops::new(options.stop.clone()),
             options: options.clone(),
             started,
@@ -96,7 +100,7 @@ impl Client {
         let public =
             GenerationOptions { max_positions: ids.len() as u32, choice: TokenChoice::Scores, every_row: true };
         let mut usage = GenerationUsage { prompt_tokens: ids.len(), ..Default::default() };
-        let until = started + deadline;
+        let until = after(started, deadline);
         let shares = shares(&face, ids.clone(), table.as_ref()).await?;
         let mut channels = Channels::open(self, &face, public, [None, None, None], shares, until, &mut usage).await?;
         let answer = channels.step(until, &mut usage).await?;
@@ -110,25 +114,31 @@ impl Client {
 
 impl Drive {
     async fn run(mut self) {
-        let until = self.started + self.options.deadline;
-        let (mut failures, mut pause) = (0, FIRST_PAUSE);
+        let until = after(self.started, self.options.deadline);
+        let (mut tries, mut failures, mut pause) = (0, 0, FIRST_PAUSE);
         let error = loop {
-            let error = match self.attempt(failures, until).await {
+            let error = match self.attempt(tries, until).await {
                 Ok(finish) => {
-                    self.usage.lock().unwrap_or_else(PoisonError::into_inner).finish = Some(finish);
+                    self.usage.change(|usage| usage.finish = Some(finish));
                     return;
                 }
                 Err(error) => error,
             };
-            failures += 1;
-            let again = error.is_transient() || self.usage().new_tokens > 0 && is_absence(&error);
-            if !again || failures > self.options.retries || Instant::now() + pause >= until {
+            tries += 1;
+            // What is taken may be what a try before this one still holds.
+            let held = failures > 0 && matches!(error, Error::Refused { fault: Fault::Busy, .. });
+            if !held {
+                failures += 1;
+            }
+            let transient = error.is_transient() || self.usage().new_tokens > 0 && is_absence(&error);
+            let again = held || transient && failures <= self.options.retries;
+            if !again || Instant::now() + pause >= until {
                 break error;
             }
             tokio::time::sleep(pause).await;
             pause = LONGEST_PAUSE.min(2 * pause);
             tracing::debug!(%error, "a generation is taken up again");
-            self.usage.lock().unwrap_or_else(PoisonError::into_inner).retried = failures;
+            self.usage.change(|usage| usage.retried = failures);
         };
         // Perhaps the model was shared anew under its name.
         self.client.forget(self.face.name());
@@ -184,10 +194,9 @@ impl Drive {
     fn take(&mut self, id: u32, log_probability: Option<f64>) -> Result<Option<Finish>, Error> {
         let elapsed = self.started.elapsed();
         self.text.push(id);
-        let failed = |error: TokenizerError| Error::Misuse(error.to_string());
         let tokenizer = tokenizer(&self.face)?;
         let eos = !self.options.ignore_eos && decoder(&self.face)?.generation.eos.contains(&id);
-        let Cut { mut text, stopped } = self.stops.push(&self.readable.push(tokenizer, id).map_err(failed)?);
+        let Cut { mut text, stopped } = self.stops.push(&self.readable.push(tokenizer, id).map_err(undecoded)?);
         let full = self.text.len() >= self.limit;
         let finish = match (stopped, eos, full) {
             (true, ..) => Some(Finish::Stop),
@@ -198,7 +207,7 @@ impl Drive {
         let mut finish = finish;
         if finish.is_some() && !stopped {
             // What was incomplete stays so, and may still be what to stop at.
-            let cut = self.stops.push(&std::mem::take(&mut self.readable).finish(tokenizer).map_err(failed)?);
+            let cut = self.stops.push(&std::mem::take(&mut self.readable).finish(tokenizer).map_err(undecoded)?);
             text += &cut.text;
             if cut.stopped {
                 finish = Some(Finish::Stop);
@@ -206,8 +215,7 @@ impl Drive {
                 text += &self.stops.flush();
             }
         }
-        {
-            let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        self.usage.change(|usage| {
             usage.new_tokens += 1;
             if usage.new_tokens == 1 {
                 usage.first_token = elapsed;
@@ -215,7 +223,7 @@ impl Drive {
             usage.further_tokens = elapsed.saturating_sub(usage.first_token);
             // Before the last token can be read.
             usage.finish = finish;
-        }
+        });
         // The caller may have left; then this task ends soon.
         let _ = self.out.send(Ok(Token { id, text, log_probability }));
         Ok(finish)
@@ -226,11 +234,11 @@ impl Drive {
     }
 
     fn usage(&self) -> GenerationUsage {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.get()
     }
 
-    fn put(&self, usage: GenerationUsage) {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
+    fn put(&self, now: GenerationUsage) {
+        self.usage.change(|usage| *usage = now);
     }
 }
 
@@ -261,6 +269,11 @@ fn tokenizer(face: &ModelFace) -> Result<&Tokenizer, Error> {
     face.tokenizer().ok_or_else(|| Error::Misuse(format!("model {} has no tokenizer", face.name())))
 }
 
+/// The tokenizer made no text of ids.
+fn undecoded(error: TokenizerError) -> Error {
+    Error::Misuse(error.to_string())
+}
+
 fn encode(face: &ModelFace, text: &str) -> Result<Zeroizing<Vec<u32>>, Error> {
     let ids = tokenizer(face)?.encode(text, decoder(face)?.context, tercet_model::Truncate::No);
     ids.map(Zeroizing::new).map_err(|error| Error::input(0, error))
@@ -281,7 +294,10 @@ async fn shares(
 }
 
 /// The channels of one generation to the three nodes. Dropped, they show the nodes that the client has left.
-struct Channels([ByteChannel; 3]);
+struct Channels {
+    to: [ByteChannel; 3],
+    _place: Place,
+}
 
 impl Channels {
     /// Asks all three for a generation.
@@ -294,6 +310,7 @@ impl Channels {
         until: Instant,
         usage: &mut GenerationUsage,
     ) -> Result<Channels, Error> {
+        let place = client.turn(until).await?;
         let request_id = fresh_id();
         let left = until.saturating_duration_since(Instant::now());
         let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
@@ -321,7 +338,7 @@ impl Channels {
         let opened = async { tokio::try_join!(p0, p1, p2) };
         let late = Err(Error::Deadline { waited_ms: left.as_millis() as u64 });
         let (p0, p1, p2) = tokio::time::timeout(left, opened).await.unwrap_or(late)?;
-        Ok(Channels([p0, p1, p2]))
+        Ok(Channels { to: [p0, p1, p2], _place: place })
     }
 
     /// The three shares of the next answer. When one node fails, the others are given a moment to say more about the cause.
@@ -344,7 +361,7 @@ impl Channels {
                 Some(heard)
             }
         };
-        let [c0, c1, c2] = &mut self.0;
+        let [c0, c1, c2] = &mut self.to;
         let heard = tokio::join!(hear(PartyId::P0, c0), hear(PartyId::P1, c1), hear(PartyId::P2, c2));
         let mut worst: Option<Error> = None;
         let mut shares = Vec::new();
@@ -378,7 +395,7 @@ impl Channels {
         for (party, share) in PartyId::ALL.into_iter().zip(shares) {
             let message = encoded(&ClientMessage::Next { share })?;
             usage.sent[party.index()] += message.len() as u64;
-            let sent = self.0[party.index()].send_bytes(message.into()).await;
+            let sent = self.to[party.index()].send_bytes(message.into()).await;
             sent.map_err(|error| Error::Node { party, error })?;
         }
         Ok(())
@@ -386,7 +403,7 @@ impl Channels {
 
     /// Says that nothing more is wanted.
     async fn finish(&mut self) {
-        for channel in &mut self.0 {
+        for channel in &mut self.to {
             // A node that has given all it can has closed its end already.
             let _ = channel.send(&ClientMessage::Finish).await;
             channel.finish();

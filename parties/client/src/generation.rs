@@ -27,7 +27,7 @@ pub struct GenerateOptions {
     /// How long all of it may take.
     pub deadline: Duration,
     /// How often a generation that a lost connection or a failing node has ended is taken up again, from the tokens that there
-    /// are by then: under a new number and fresh masks.
+    /// are by then: under a new number and fresh masks. While the nodes still hold what it had before, it waits.
     pub retries: u32,
 }
 
@@ -162,7 +162,22 @@ impl GenerationUsage {
 }
 
 /// What the caller and the task that generates have in common.
-pub(crate) type SharedUsage = Arc<Mutex<GenerationUsage>>;
+#[derive(Clone, Default)]
+pub(crate) struct SharedUsage(Arc<Mutex<GenerationUsage>>);
+
+impl SharedUsage {
+    pub(crate) fn get(&self) -> GenerationUsage {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes it. Why the generation ended is said once: whoever is first, the caller or the task, has the word.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut GenerationUsage)) {
+        let mut usage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let finish = usage.finish;
+        change(&mut usage);
+        usage.finish = finish.or(usage.finish);
+    }
+}
 
 /// A text that is being generated: a stream of tokens. It goes on whether or not they are read; dropped, it ends at once, and
 /// the nodes free what they hold for it.
@@ -170,6 +185,7 @@ pub struct Generation {
     tokens: UnboundedReceiver<Result<Token, Error>>,
     task: JoinHandle<()>,
     usage: SharedUsage,
+    failed: bool,
 }
 
 impl Generation {
@@ -178,12 +194,20 @@ impl Generation {
         task: JoinHandle<()>,
         usage: SharedUsage,
     ) -> Generation {
-        Generation { tokens, task, usage }
+        Generation { tokens, task, usage, failed: false }
     }
 
     /// The next token; none after the last, and after an error. May be dropped while it waits.
     pub async fn next(&mut self) -> Option<Result<Token, Error>> {
-        self.tokens.recv().await
+        let next = match self.tokens.recv().await {
+            // A text does not end without a reason.
+            None if !self.failed && self.usage().finish.is_none() => {
+                Some(Err(Error::Misuse("the task that generates has stopped".into())))
+            }
+            next => next,
+        };
+        self.failed |= matches!(next, Some(Err(_)));
+        next
     }
 
     /// The whole text from here on.
@@ -201,13 +225,12 @@ impl Generation {
     /// Ends it at once. Tokens that have come are still there to be read.
     pub fn cancel(&mut self) {
         self.task.abort();
-        let mut usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        usage.finish.get_or_insert(Finish::Cancelled);
+        self.usage.change(|usage| usage.finish = Some(Finish::Cancelled));
     }
 
     /// What it has cost so far; after the last token, altogether.
     pub fn usage(&self) -> GenerationUsage {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.get()
     }
 }
 
@@ -267,6 +290,33 @@ mod tests {
         ] {
             assert!(matches!(bad.check(), Err(Error::Misuse(_))), "{bad:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_dies_is_no_end_of_a_text() {
+        let dead = || {
+            let (out, tokens) = tokio::sync::mpsc::unbounded_channel();
+            let task = tokio::spawn(async move {
+                let _ = out.send(Ok(Token { id: 1, text: "one".into(), log_probability: None }));
+                panic!("as it should");
+            });
+            Generation::new(tokens, task, SharedUsage::default())
+        };
+        assert!(matches!(dead().text().await, Err(Error::Misuse(_))));
+        let mut generation = dead();
+        assert_eq!(generation.next().await.unwrap().unwrap().id, 1);
+        assert!(matches!(generation.next().await, Some(Err(Error::Misuse(_)))));
+        assert!(generation.next().await.is_none());
+    }
+
+    #[test]
+    fn a_step_under_way_does_not_undo_a_cancellation() {
+        let usage = SharedUsage::default();
+        let step = GenerationUsage { rounds: 3, ..usage.get() };
+        usage.change(|usage| usage.finish = Some(Finish::Cancelled));
+        usage.change(|usage| *usage = step);
+        usage.change(|usage| usage.finish = Some(Finish::Length));
+        assert_eq!((usage.get().rounds, usage.get().finish), (3, Some(Finish::Cancelled)));
     }
 
     #[test]

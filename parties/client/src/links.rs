@@ -1,20 +1,43 @@
 //! Connections to the three nodes: opened when needed, opened again when a node came back.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tercet_net::{
-    ChannelId, ClientMessage, Connection, Endpoint, EndpointConfig, NetError, NodeMessage, PartyId, PeerAddress, codec,
+    CLIENT_CHANNELS, ChannelId, ClientMessage, Connection, Endpoint, EndpointConfig, NetError, NodeMessage, PartyId,
+    PeerAddress, codec,
 };
 use tercet_ring::Seed;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::Error;
+
+/// How long questions other than requests may take.
+pub(crate) const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Such questions at once. Their channels are kept free, so that nodes answer them however much is under way.
+const QUESTIONS_AT_ONCE: usize = 7;
+
+/// Generations and requests at once.
+const WORK_AT_ONCE: usize = CLIENT_CHANNELS - QUESTIONS_AT_ONCE;
 
 pub(crate) struct Links {
     endpoint: Endpoint,
     addresses: [PeerAddress; 3],
-    open: [Mutex<Option<Connection>>; 3],
+    ways: [Mutex<Way>; 3],
+    work: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
 }
+
+/// The way to a node: the connection, and when and why it could last not be dialled.
+#[derive(Default)]
+struct Way {
+    open: Option<Connection>,
+    failed: Option<(Instant, NetError)>,
+}
+
+/// A place for one channel to each node. It is free again when the last that holds it is gone.
+pub(crate) type Place = Arc<OwnedSemaphorePermit>;
 
 /// An answer, with the bytes that went out and came in for it.
 pub(crate) struct Answer {
@@ -26,20 +49,42 @@ pub(crate) struct Answer {
 impl Links {
     pub(crate) fn new(config: EndpointConfig, addresses: [PeerAddress; 3]) -> Result<Self, Error> {
         let endpoint = Endpoint::bind(config).map_err(|error| Error::Misuse(error.to_string()))?;
-        Ok(Self { endpoint, addresses, open: Default::default() })
+        let (work, questions) = (Arc::new(Semaphore::new(WORK_AT_ONCE)), Arc::new(Semaphore::new(QUESTIONS_AT_ONCE)));
+        Ok(Self { endpoint, addresses, ways: Default::default(), work, questions })
+    }
+
+    /// Waits for its turn to generate, or to make a request.
+    pub(crate) async fn work(&self, until: Instant) -> Result<Place, Error> {
+        place(&self.work, until.saturating_duration_since(Instant::now())).await
+    }
+
+    /// Waits for its turn to ask a question.
+    pub(crate) async fn question(&self) -> Result<Place, Error> {
+        place(&self.questions, QUESTION_DEADLINE).await
     }
 
     /// The living connection to a node, dialled anew where there is none.
     pub(crate) async fn connection(&self, party: PartyId) -> Result<Connection, Error> {
-        let mut open = self.open[party.index()].lock().await;
-        if let Some(living) = open.as_ref().filter(|connection| !connection.is_closed()) {
+        let asked = Instant::now();
+        let mut way = self.ways[party.index()].lock().await;
+        if let Some(living) = way.open.as_ref().filter(|connection| !connection.is_closed()) {
             return Ok(living.clone());
         }
-        let dialled = self.endpoint.dial(party, &self.addresses[party.index()]).await;
-        let connection = dialled.map_err(|error| Error::Node { party, error })?;
-        tracing::debug!(%party, "connected");
-        *open = Some(connection.clone());
-        Ok(connection)
+        // Who has waited while a dial failed need not wait for another.
+        if let Some((_, error)) = way.failed.as_ref().filter(|(when, _)| *when > asked) {
+            return Err(Error::Node { party, error: error.clone() });
+        }
+        match self.endpoint.dial(party, &self.addresses[party.index()]).await {
+            Ok(connection) => {
+                tracing::debug!(%party, "connected");
+                way.open = Some(connection.clone());
+                Ok(connection)
+            }
+            Err(error) => {
+                way.failed = Some((Instant::now(), error.clone()));
+                Err(Error::Node { party, error })
+            }
+        }
     }
 
     /// Sends an encoded message on a channel of its own and waits for the answer. Dropped before it is there, it shows
@@ -106,6 +151,13 @@ impl Links {
     }
 }
 
+async fn place(places: &Arc<Semaphore>, patience: Duration) -> Result<Place, Error> {
+    match tokio::time::timeout(patience, places.clone().acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(Arc::new(permit)),
+        _ => Err(Error::Deadline { waited_ms: patience.as_millis() as u64 }),
+    }
+}
+
 /// A number that names a channel or a request, never drawn twice.
 pub(crate) fn fresh_id() -> [u8; 16] {
     let seed = Seed::random();
@@ -115,4 +167,38 @@ pub(crate) fn fresh_id() -> [u8; 16] {
 /// One bounded line of what a node says.
 pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(400).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use tercet_net::{Identity, LinkKind};
+
+    #[tokio::test]
+    async fn a_dial_that_fails_does_so_for_all_who_wait() {
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let keys = [(); 3].map(|()| Some(Identity::generate().unwrap().public_key()));
+        let connect_deadline = Duration::from_millis(500);
+        let config = EndpointConfig::client(Identity::generate().unwrap(), keys);
+        let config = EndpointConfig { connect_deadline, ..config };
+        let address = PeerAddress::new(LinkKind::Quic, silent.local_addr().unwrap());
+        let links = Arc::new(Links::new(config, [(); 3].map(|()| address.clone())).unwrap());
+        let started = Instant::now();
+        let waiting: Vec<_> = (0..10)
+            .map(|_| {
+                let links = links.clone();
+                tokio::spawn(async move { links.connection(PartyId::P1).await.unwrap_err() })
+            })
+            .collect();
+        for waits in waiting {
+            assert!(matches!(waits.await.unwrap(), Error::Node { party: PartyId::P1, .. }));
+        }
+        assert!(started.elapsed() < 5 * connect_deadline, "{:?}", started.elapsed());
+        // Who comes later has it dialled anew.
+        let again = Instant::now();
+        links.connection(PartyId::P1).await.unwrap_err();
+        assert!(again.elapsed() >= connect_deadline / 2);
+    }
 }

@@ -29,8 +29,9 @@ impl ModelFace {
     /// # Errors
     /// The model takes no tokens; the table is missing or of another size.
     pub fn share_rows(&self, ids: &[u32], table: Option<&[u8]>) -> Result<[InputShare; 3], Error> {
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.interface().output_width) {
-            return Err(Error::Misuse(format!("token {id}, but there are {}", self.interface().output_width)));
+        let count = self.interface().output_width;
+        if let Some(at) = ids.iter().position(|id| *id as usize >= count) {
+            return Err(Error::Misuse(format!("the token at place {} is none of the {count} that there are", at + 1)));
         }
         let table = table.map(|bytes| Table::new(self, bytes)).transpose()?;
         share::rows(self, Zeroizing::new(ids.to_vec()), table.as_ref())

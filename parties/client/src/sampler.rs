@@ -51,8 +51,10 @@ impl Sampling {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return wrong("top-p is above 0 and at most 1");
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return wrong("a repetition penalty is above 0");
+        let largest = f64::from(f32::MAX);
+        let penalised = [largest / self.repetition_penalty, largest * self.repetition_penalty];
+        if !(self.repetition_penalty > 0.0 && penalised.iter().all(|score| score.is_finite())) {
+            return wrong("a repetition penalty is above 0, and leaves every score finite");
         }
         if self.top_k == Some(0) {
             return wrong("top-k is at least 1");
@@ -93,7 +95,9 @@ impl Sampler {
         if self.sampling.temperature == 0.0 {
             return likeliest(&scores);
         }
-        scores.iter_mut().for_each(|score| *score /= self.sampling.temperature);
+        // Below the highest, which no temperature moves: what is far below may become infinitely so.
+        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        scores.iter_mut().for_each(|score| *score = (*score - highest) / self.sampling.temperature);
         let mut places: Zeroizing<Vec<u32>> = Zeroizing::new((0..scores.len() as u32).collect());
         places.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
         if let Some(most) = self.sampling.top_k.filter(|most| *most < places.len()) {
@@ -102,9 +106,8 @@ impl Sampler {
             let kept = places.iter().take_while(|&&place| scores[place as usize] >= least).count();
             places.truncate(kept);
         }
-        let highest = scores[places[0] as usize];
         let mut weights: Zeroizing<Vec<f64>> =
-            Zeroizing::new(places.iter().map(|&place| (scores[place as usize] - highest).exp()).collect());
+            Zeroizing::new(places.iter().map(|&place| scores[place as usize].exp()).collect());
         if self.sampling.top_p < 1.0 {
             let enough = self.sampling.top_p * weights.iter().sum::<f64>();
             let before = weights.iter().scan(0.0, |sum, weight| {
@@ -235,6 +238,19 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_temperature_draws_the_likeliest() {
+        for temperature in [5e-324, 1e-310, f64::MIN_POSITIVE, 1e-300, 1e-9] {
+            for sampling in [
+                Sampling { temperature, ..warm() },
+                Sampling { temperature, top_k: Some(3), ..warm() },
+                Sampling { temperature, top_p: 0.5, repetition_penalty: 1e-200, ..warm() },
+            ] {
+                assert!(drawn(&sampling, &[2], 20).iter().all(|token| *token == 1), "{sampling:?}");
+            }
+        }
+    }
+
+    #[test]
     fn options_out_of_range_are_refused() {
         assert!(warm().check().is_ok());
         for bad in [
@@ -244,6 +260,9 @@ mod tests {
             Sampling { top_p: 0.0, ..warm() },
             Sampling { top_p: 1.1, ..warm() },
             Sampling { repetition_penalty: 0.0, ..warm() },
+            Sampling { repetition_penalty: 1e-308, ..warm() },
+            Sampling { repetition_penalty: f64::MAX, ..warm() },
+            Sampling { repetition_penalty: f64::NAN, ..warm() },
         ] {
             assert!(matches!(bad.check(), Err(Error::Misuse(_))), "{bad:?}");
         }

@@ -107,7 +107,9 @@ async fn serve(connection: Connection, party: PartyId, script: Script) {
             // A generation is a conversation, everything else one question.
             while let Ok(message) = channel.receiver.recv(codec::LARGEST_BYTES, Duration::from_secs(10)).await {
                 let Some(answers) = script(party, message) else {
-                    return tokio::time::sleep(Duration::from_secs(60)).await;
+                    // Until the client leaves.
+                    let _ = channel.receiver.next_bytes(0, Duration::from_secs(60)).await;
+                    return;
                 };
                 let goes_on = matches!(answers.last(), Some(NodeMessage::Step { .. }));
                 for answer in answers {
@@ -162,7 +164,7 @@ const IMAGES: Inputs<'_> = Inputs::Images(&[&[0.5; 16], &[0.25; 16], &[1.0; 16]]
 async fn an_answer_is_put_together_from_three() {
     let nodes = Nodes::start(|party, message| Some(vec![good(&fixture::images(), 7, party, &message)]));
     let client = nodes.client().await.unwrap();
-    let options = Options { max_batch: 2, ..Options::default() };
+    let options = Options { max_batch: 2, deadline: Duration::MAX, ..Options::default() };
     let found = client.classify("small", IMAGES, &options).await.unwrap();
     assert_eq!(found.classes.len(), 3);
     assert!(found.classes.iter().all(|class| class.label == "dog" && class.scores == [5.0, 7.0]));

@@ -1,7 +1,9 @@
 //! Generations against nodes that answer as each test wants.
 
+use std::sync::atomic::AtomicBool;
+
 use tercet_model::RowInput;
-use tercet_net::{NoiseSeed, TokenChoice};
+use tercet_net::{LinkKind, NoiseSeed, TokenChoice};
 use tercet_ring::dpf;
 
 use super::*;
@@ -159,6 +161,15 @@ async fn a_text_ends_with_its_length_or_the_context() {
 }
 
 #[tokio::test]
+async fn a_deadline_may_be_any() {
+    let (nodes, _heard) = nodes(&[2, 3, 0], |_, _| None);
+    let client = nodes.client().await.unwrap();
+    let options = GenerateOptions { deadline: Duration::MAX, ..Default::default() };
+    let (text, usage) = client.generate("small", "one", &options).await.unwrap().text().await.unwrap();
+    assert_eq!((text.as_str(), usage.finish), (" two three zero", Some(Finish::Eos)));
+}
+
+#[tokio::test]
 async fn copies_that_differ_end_a_generation_at_any_step() {
     for bad in 0..2 {
         let (nodes, _heard) =
@@ -191,6 +202,33 @@ async fn a_failed_step_is_taken_up_again_where_it_was() {
     let error = client.generate("small", "one", &GenerateOptions::default()).await.unwrap().text().await.unwrap_err();
     assert!(matches!(error, Error::Refused { party: PartyId::P1, fault: Fault::Request, .. }), "{error}");
     assert_eq!(heard_by(&heard, PartyId::P1), [("generate", 1)]);
+}
+
+#[tokio::test]
+async fn what_a_failed_try_still_holds_is_waited_for() {
+    let (nodes, heard) = nodes(&[2, 9, 9, 9, 3, 0], |_, at| match at {
+        1 => Some(refused(Fault::Nodes)),
+        2 | 3 => Some(refused(Fault::Busy)),
+        _ => None,
+    });
+    let client = nodes.client().await.unwrap();
+    let options = GenerateOptions { retries: 1, ..Default::default() };
+    let (text, usage) = client.generate("small", "one", &options).await.unwrap().text().await.unwrap();
+    assert_eq!((text.as_str(), usage.retried, usage.new_tokens), (" two three zero", 1, 3));
+    let expected = [("generate", 1), ("next", 1), ("generate", 2), ("generate", 2), ("generate", 2), ("next", 1)];
+    assert_eq!(heard_by(&heard, PartyId::P1)[..6], expected);
+    // The nodes are full of others' texts: nothing is waited for, and not beyond the deadline.
+    for (failing, tries, deadline) in [(0, 1..2, 60_000), (1, 2..9, 1000)] {
+        let (nodes, heard) = super::generating::nodes(&[], move |_, at| {
+            Some(refused(if at < failing { Fault::Nodes } else { Fault::Busy }))
+        });
+        let client = nodes.client().await.unwrap();
+        let options = GenerateOptions { deadline: Duration::from_millis(deadline), ..options.clone() };
+        let error = client.generate("small", "one", &options).await.unwrap().text().await.unwrap_err();
+        assert!(matches!(error, Error::Refused { fault: Fault::Busy, .. }), "{error}");
+        let heard = heard_by(&heard, PartyId::P1);
+        assert!(tries.contains(&heard.len()) && heard.iter().all(|what| *what == ("generate", 1)), "{heard:?}");
+    }
 }
 
 /// Whether each node has seen its channel break.
@@ -256,6 +294,73 @@ async fn given_up_it_ends_at_once() {
     }
 }
 
+/// As many generations as there are channels for, and the nodes answer questions all the same.
+#[tokio::test]
+async fn more_generations_than_there_are_places_wait_for_their_turn() {
+    for kind in [LinkKind::Quic, LinkKind::Tcp] {
+        let (begun, going) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, answering) = (begun.clone(), going.clone());
+        let nodes = Nodes::start(move |party, message| match message {
+            ClientMessage::Manifest { .. } => Some(vec![fixture::answer(&fixture::decoder(32), 7)]),
+            ClientMessage::Models => Some(vec![NodeMessage::Models(Vec::new())]),
+            ClientMessage::Generate { .. } => {
+                counted.fetch_add(usize::from(party == PartyId::P0), Ordering::SeqCst);
+                answering.load(Ordering::SeqCst).then(|| vec![favour(party, 0)])
+            }
+            _ => Some(Vec::new()),
+        });
+        let over = |mut config: ClientConfig| {
+            config.nodes.iter_mut().for_each(|node| node.address.kind = kind);
+            config
+        };
+        let client = nodes.client_with(over).await.unwrap();
+        let options = GenerateOptions { retries: 0, ..Default::default() };
+        let many = async |count: usize| {
+            let mut generations = Vec::new();
+            for _ in 0..count {
+                generations.push(client.generate("small", "one", &options).await.unwrap());
+            }
+            generations
+        };
+        let until_begun = async |count: usize| {
+            while begun.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(begun.load(Ordering::SeqCst), count, "{kind:?}");
+        };
+        let all = async {
+            let mut first = many(24).await;
+            until_begun(24).await;
+            let further = many(16).await;
+            until_begun(24).await;
+            let questions = (0..20).map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.models().await.unwrap() })
+            });
+            for question in questions.collect::<Vec<_>>() {
+                question.await.unwrap();
+            }
+            // Who waits for its turn has a deadline all the same.
+            let hasty = GenerateOptions { deadline: Duration::from_millis(50), ..options.clone() };
+            let late = client.generate("small", "one", &hasty).await.unwrap().text().await.unwrap_err();
+            assert!(matches!(late, Error::Deadline { .. }), "{late}");
+            first.truncate(18);
+            until_begun(30).await;
+            going.store(true, Ordering::SeqCst);
+            drop(first);
+            // Six of them have begun and hear nothing.
+            let mut done = 0;
+            for mut generation in further {
+                let heard = tokio::time::timeout(Duration::from_millis(300), generation.next()).await;
+                done += usize::from(heard.is_ok_and(|token| token.unwrap().unwrap().id == 0));
+            }
+            assert_eq!(done, 10, "{kind:?}");
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody waits for ever");
+    }
+}
+
 #[tokio::test]
 async fn inside_the_nodes_choose_and_only_the_helper_gets_noise() {
     type Seeds = Vec<(PartyId, Option<NoiseSeed>, TokenChoice)>;
@@ -307,7 +412,7 @@ async fn a_text_is_scored_row_by_row() {
         other => panic!("{other:?}"),
     });
     let client = nodes.client().await.unwrap();
-    let score = client.score("small", "one two four", Duration::from_secs(20)).await.unwrap();
+    let score = client.score("small", "one two four", Duration::MAX).await.unwrap();
     assert_eq!(score.ids, [1, 2, 4]);
     let expected = [1.0 - (1f64.exp() + 4.0).ln(), -5f64.ln()];
     assert!(score.log_probabilities.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9));
@@ -320,6 +425,8 @@ fn rows_are_shared_alone() {
     let face = fixture::face(&fixture::decoder(64)).unwrap();
     let shares = crate::share::rows(&face, vec![3, 1].into(), None).unwrap();
     let RowInput::Lookup { domain_bits, .. } = face.interface().rows else { panic!() };
+    let error = face.share_rows(&[3, 777], None).unwrap_err().to_string();
+    assert!(error.contains("place 2") && !error.contains("777"), "{error}");
     let keys = 2 * dpf::key_len(domain_bits);
     assert_eq!(shares.each_ref().map(|share| share.masked.len()), [0, 1, 1]);
     assert_eq!(shares.each_ref().map(|share| (share.batch, share.rows)), [(1, 2); 3]);
