@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::fields::Fields;
 
-/// The keys under which configurations hold the options of rotary positions; the newer one holds `rope_theta` too.
-const KEYS: [&str; 2] = ["rope_parameters", "rope_scaling"];
+/// The keys under which configurations hold the options of rotary positions. The first wins where both are used, so they may
+/// not differ.
+const KEYS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 /// Radians per position for each pair of columns of a head of `width`: `theta^(-2i / width)`, scaled.
 ///
@@ -15,19 +16,22 @@ const KEYS: [&str; 2] = ["rope_parameters", "rope_scaling"];
 pub(crate) fn frequencies(fields: &mut Fields<'_>, width: usize, theta: f64) -> Vec<f64> {
     let mut theta = fields.above_zero("rope_theta", Some(theta));
     let mut scaling = Scaling::None;
-    for key in KEYS {
-        let options = match fields.get(key).cloned() {
-            None => continue,
-            Some(Value::Object(options)) => options,
-            Some(other) => {
-                fields.bad(key, format!("{other} is not an object"));
-                continue;
-            }
-        };
-        let mut inner = Fields { file: fields.file, map: &options, problems: fields.problems };
-        theta = inner.above_zero("rope_theta", Some(theta));
-        scaling = Scaling::read(key, &options, &mut inner);
-        break;
+    let empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    let used = KEYS.map(|key| fields.get(key).filter(|value| !empty(value)).cloned());
+    if let [Some(one), Some(other)] = &used
+        && one != other
+    {
+        fields.bad(KEYS[0], format!("{one} is not what {} says: {other}", KEYS[1]));
+    }
+    match KEYS.into_iter().zip(used).find_map(|(key, value)| Some((key, value?))) {
+        None => {}
+        Some((key, Value::Object(options))) => {
+            let mut inner = Fields { file: fields.file, map: &options, problems: fields.problems };
+            theta = inner.above_zero("rope_theta", Some(theta));
+            inner.only(&[("partial_rotary_factor", 1.into())]);
+            scaling = Scaling::read(key, &options, &mut inner);
+        }
+        Some((key, other)) => fields.bad(key, format!("{other} is not an object")),
     }
     (0..width / 2).map(|i| rounded(scaling.apply(theta.powf(-2.0 * i as f64 / width as f64)))).collect()
 }
@@ -55,7 +59,10 @@ impl Scaling {
     fn read(key: &str, options: &Map<String, Value>, fields: &mut Fields<'_>) -> Self {
         let kind = options.get("rope_type").or_else(|| options.get("type")).cloned();
         match kind.as_ref().map(|kind| kind.as_str()) {
-            None | Some(Some("default")) if options.values().all(|v| !v.is_object()) => Self::None,
+            Some(Some("default")) => Self::None,
+            None if options.keys().all(|key| ["rope_theta", "partial_rotary_factor"].contains(&key.as_str())) => {
+                Self::None
+            }
             Some(Some("linear")) => Self::Linear(fields.above_zero("factor", None)),
             Some(Some("llama3")) => {
                 let factor = fields.above_zero("factor", None);
@@ -112,6 +119,19 @@ mod tests {
     }
 
     #[test]
+    fn options_under_both_names_must_be_the_same() {
+        let linear = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 16.0});
+        let plain = json!({"rope_type": "default", "rope_theta": 16.0});
+        let scaled = vec![0.25, 0.125, 0.0625, 0.03125];
+        for unused in [json!({}), Value::Null, linear.clone()] {
+            assert_eq!(of(json!({"rope_scaling": linear, "rope_parameters": unused})), (scaled.clone(), 0));
+            assert_eq!(of(json!({"rope_scaling": unused, "rope_parameters": linear})), (scaled.clone(), 0));
+        }
+        assert_eq!(of(json!({"rope_scaling": linear, "rope_parameters": plain})).1, 1);
+        assert_eq!(of(json!({"rope_scaling": plain, "rope_parameters": linear})).1, 1);
+    }
+
+    #[test]
     fn llama3_keeps_high_frequencies_and_divides_low_ones() {
         // Turns over 2 pi * 100 positions: 100, 10, 1, 0.1.
         let options = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 18.0,
@@ -132,9 +152,13 @@ mod tests {
             json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
                 "original_max_position_embeddings": 64}),
             json!({"full_attention": {"rope_type": "default"}}),
+            json!({"factor": 2.0}),
+            json!({"rope_type": "default", "partial_rotary_factor": 0.5}),
+            json!({"rope_theta": 16, "partial_rotary_factor": 0.5}),
             json!([1]),
         ] {
             assert_eq!(of(json!({"rope_scaling": options})).1, 1, "{options}");
+            assert_eq!(of(json!({"rope_parameters": options})).1, 1, "{options}");
         }
         assert_eq!(of(json!({"rope_theta": 0})).1, 1);
     }
