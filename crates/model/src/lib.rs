@@ -30,6 +30,7 @@ mod rotary;
 mod shape;
 mod stats;
 mod tokenizer;
+mod tokenizer_config;
 pub mod validate;
 mod weights;
 

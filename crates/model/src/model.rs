@@ -18,6 +18,7 @@ use crate::graph::{Graph, Input};
 use crate::pooling::{Pool, Pooling};
 use crate::recipe::Recipe;
 use crate::tokenizer::{FILE as TOKENIZER, Tokenizer};
+use crate::tokenizer_config;
 use crate::weights::Weights;
 
 /// Bytes of a piece of a tensor that is hashed, over four.
@@ -68,8 +69,8 @@ pub enum TensorError {
 
 impl Model {
     /// Loads an unmodified Hugging Face directory: `config.json`, `model.safetensors` (or shards with their index) in f32,
-    /// f16 or bf16, `tokenizer.json` for texts, and if they are there `modules.json` with its pooling (sentence-transformers)
-    /// and `preprocessor_config.json` (images).
+    /// f16 or bf16, `tokenizer.json` for texts (with a note where `tokenizer_config.json` says otherwise), and if they are there
+    /// `modules.json` with its pooling (sentence-transformers) and `preprocessor_config.json` (images).
     ///
     /// BERT, RoBERTa, DistilBERT and what shares their tensors (MiniLM, XLM-RoBERTa), as encoders of sentences or with a
     /// classifier for sequences, and ViT with its classifier; GPT-2, LLaMA, Mistral, Qwen2 and Mixtral as decoders, with
@@ -93,6 +94,9 @@ impl Model {
         let weights = Weights::open(dir, family.map_or("", Family::prefix), &mut problems);
         let reads_texts = family.is_some_and(Family::reads_texts);
         let tokenizer = if reads_texts { read_tokenizer(dir, &mut problems) } else { None };
+        if let (Some(family), Some(tokenizer)) = (family, &tokenizer) {
+            tokenizer_config::compare(dir, family, tokenizer, &mut problems, &mut notes);
+        }
         let pooling = match &config {
             None if reads_texts => Pooling::read(dir, None, &mut problems, &mut notes),
             config => pooling(dir, config.as_ref(), &mut problems, &mut notes),

@@ -267,3 +267,44 @@ fn old_names_and_a_prefix_load_as_the_same_model() {
     dir.set_f32("bert.encoder.layer.1.output.LayerNorm.gamma", 5, 0.25);
     assert_ne!(Model::load(dir.0.path()).unwrap().digest().unwrap(), digest);
 }
+
+#[test]
+fn a_tokenizer_that_transformers_would_change_is_noted() {
+    let file = "tokenizer_config.json";
+    let notes = |dir: &Directory, config: Value| {
+        fs::write(dir.path(file), config.to_string()).unwrap();
+        Model::load(dir.0.path()).unwrap().notes.into_iter().filter(|note| note.contains("ids")).collect::<Vec<_>>()
+    };
+    let llama = Directory::copy_of("llama");
+    for agreeing in [json!({}), json!({"add_bos_token": true, "bos_token": {"content": "<s>"}, "add_eos_token": false})]
+    {
+        assert_eq!(notes(&llama, agreeing), [""; 0]);
+    }
+    let found = notes(&llama, json!({"add_bos_token": false, "tokenizer_class": "LlamaTokenizerFast"}));
+    assert!(
+        matches!(&found[..], [note] if note.contains("add_bos_token = false (tokenizer_config.json)")),
+        "{found:?}"
+    );
+    let found = notes(&llama, json!({"add_eos_token": true, "eos_token": "</s>", "tokenizer_class": "Other"}));
+    assert!(matches!(&found[..], [note] if note.contains("add_eos_token = true")), "{found:?}");
+    // A class that does not say so adds nothing by default.
+    llama.set("tokenizer.json", "post_processor", Value::Null);
+    assert_eq!(notes(&llama, json!({"tokenizer_class": "PreTrainedTokenizerFast"})), [""; 0]);
+    let found = notes(&llama, json!({}));
+    assert!(matches!(&found[..], [note] if note.contains("add_bos_token = true (the default")), "{found:?}");
+
+    let bert = Directory::copy_of("bert_encoder");
+    let normalizer = json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+        "strip_accents": null, "lowercase": true});
+    bert.set("tokenizer.json", "normalizer", normalizer);
+    assert_eq!(notes(&bert, json!({"do_lower_case": true, "strip_accents": null})), [""; 0]);
+    let found = notes(&bert, json!({"do_lower_case": false, "strip_accents": true, "tokenize_chinese_chars": false}));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("do_lower_case = false") && found[0].contains("lowercase = true"), "{found:?}");
+    assert_eq!(notes(&bert, json!({"do_lower_case": false, "tokenizer_class": "Other"})), [""; 0]);
+
+    fs::write(bert.path(file), "[").unwrap();
+    assert!(matches!(&bert.problems()[..], [Problem::BrokenFile { file: f, .. }] if f == file));
+    let problems = llama.set(file, "add_bos_token", json!("yes")).problems();
+    assert!(matches!(&problems[..], [Problem::BadEntry { key, .. }] if key == "add_bos_token"), "{problems:?}");
+}
