@@ -11,20 +11,32 @@ use crate::fields::{Fields, read_object};
 use crate::rotary::rounded;
 
 const GENERATION: &str = "generation_config.json";
-/// Options that change which token is chosen and that no client applies.
-const IGNORED: [&str; 12] = [
-    "num_beams",
-    "penalty_alpha",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
+/// Options that change which token is chosen, or when to stop, and that no client applies, each with the number that asks for
+/// nothing, if there is one.
+const IGNORED: [(&str, Option<f64>); 22] = [
+    ("num_beams", Some(1.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("min_p", Some(0.0)),
+    ("typical_p", Some(1.0)),
+    ("epsilon_cutoff", Some(0.0)),
+    ("eta_cutoff", Some(0.0)),
+    ("no_repeat_ngram_size", Some(0.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("guidance_scale", Some(1.0)),
+    ("min_length", Some(0.0)),
+    ("min_new_tokens", Some(0.0)),
+    // What the library writes where nobody chose one.
+    ("max_length", Some(20.0)),
+    ("bad_words_ids", None),
+    ("force_words_ids", None),
+    ("constraints", None),
+    ("sequence_bias", None),
+    ("suppress_tokens", None),
+    ("begin_suppress_tokens", None),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("exponential_decay_length_penalty", None),
+    ("stop_strings", None),
 ];
 
 /// How a decoder is meant to be sampled. Everything is public, and a client may choose otherwise.
@@ -98,9 +110,11 @@ impl Generation {
         if fields.get("max_new_tokens").is_some() {
             generation.max_new_tokens = Some(fields.count("max_new_tokens", 1, 1 << 24, None));
         }
-        for key in IGNORED {
+        let empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty) || v.as_object().is_some_and(Map::is_empty);
+        for (key, neutral) in IGNORED {
             if let Some(value) = fields.get(key)
-                && ![1.into(), 0.into(), 1.0.into(), 0.0.into()].contains(value)
+                && !empty(value)
+                && (neutral.is_none() || value.as_f64() != neutral)
             {
                 notes.push(format!("{GENERATION} asks for {key} = {value}; no client applies it"));
             }

@@ -165,9 +165,25 @@ fn generation_that_cannot_be() {
     // Without the file the ids of the configuration count, and what no client applies is said.
     let generation = Model::load(dir.remove(file).0.path()).unwrap().generation.unwrap();
     assert_eq!((generation.eos, generation.bos, generation.sample), (vec![2], Some(1), false));
-    let dir = Directory::copy_of("llama");
-    let model = Model::load(dir.set(file, "num_beams", json!(4)).0.path()).unwrap();
-    assert!(model.notes.iter().any(|note| note.contains("num_beams = 4")), "{:?}", model.notes);
+    for (key, neutral, other) in [
+        ("num_beams", json!(1), json!(4)),
+        ("no_repeat_ngram_size", json!(0), json!(1)),
+        ("typical_p", json!(1.0), json!(0.0)),
+        ("min_new_tokens", json!(0), json!(1)),
+        ("max_length", json!(20), json!(21)),
+        ("guidance_scale", json!(1), json!(0)),
+        ("forced_bos_token_id", Value::Null, json!(1)),
+        ("forced_eos_token_id", Value::Null, json!(0)),
+        ("stop_strings", json!([]), json!("END")),
+        ("sequence_bias", json!({}), json!([[[1], 2.0]])),
+    ] {
+        for (value, noted) in [(neutral, false), (other, true)] {
+            let dir = Directory::copy_of("llama");
+            let notes = Model::load(dir.set(file, key, value.clone()).0.path()).unwrap().notes;
+            let found = notes.iter().any(|note| note.contains(&format!("{key} = {value};")));
+            assert_eq!(found, noted, "{key} = {value}: {notes:?}");
+        }
+    }
 }
 
 #[test]
