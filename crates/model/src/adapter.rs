@@ -250,8 +250,8 @@ impl Model {
     ///
     /// # Errors
     /// Everything by which it is an adapter of another base: layers that this one does not have or that have other widths there,
-    /// layers that it should change and does not. Layers that give the scores of tokens cannot be adapted, nor can experts behind a
-    /// public gate.
+    /// layers that it should change and does not; and layers that take no part in what this model answers (a pooler). Layers that
+    /// give the scores of tokens cannot be adapted, nor can experts behind a public gate.
     pub fn with_adapter(&self, adapter: &Adapter) -> Result<Model, LoadError> {
         let mut problems = Vec::new();
         let mut places = BTreeMap::<&str, Vec<(usize, Part<'_>)>>::new();
@@ -271,9 +271,12 @@ impl Model {
         for (name, layer) in &layers {
             let mut misfit = |what: String| problems.push(Problem::Misfit { name: name.clone(), what });
             let Some(places) = places.get(name.as_str()) else {
-                misfit(match behind_gate.contains(name.as_str()) {
-                    true => "experts behind a public gate cannot be adapted; share the base with a secret one".into(),
-                    false => "the base has no linear layer of this name: it is an adapter of another base".into(),
+                misfit(if behind_gate.contains(name.as_str()) {
+                    "experts behind a public gate cannot be adapted; share the base with a secret one".into()
+                } else if self.is_idle(name) {
+                    "that layer takes no part in what this model answers; train the adapter without it".into()
+                } else {
+                    "the base has no linear layer of this name: it is an adapter of another base".into()
                 });
                 continue;
             };
@@ -309,6 +312,13 @@ impl Model {
         let adapted = self.changed(&changes);
         adapted.graph.validate().map_err(|error| LoadError { problems: vec![Problem::Graph(error)] })?;
         Ok(adapted)
+    }
+
+    /// Whether a layer is in the checkpoint, or a usual part of it, and in no tensor of the graph.
+    fn is_idle(&self, layer: &str) -> bool {
+        let usual = ["pooler.", "cls."].iter().any(|part| layer.starts_with(part));
+        let stored = || self.weights.entry(&format!("{layer}.weight")).is_some();
+        (usual || stored()) && !self.recipes.values().flat_map(Recipe::parts).any(|part| part.module == layer)
     }
 
     /// The graph with these changes, by node.

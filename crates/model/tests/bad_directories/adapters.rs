@@ -156,3 +156,26 @@ fn the_scores_of_tokens_are_not_adapted() {
         "{found:?}"
     );
 }
+
+#[test]
+fn layers_that_take_no_part_are_said_to_be_so() {
+    let base = Directory::copy_of("bert_encoder");
+    // One in the checkpoint, and one that checkpoints may leave out.
+    base.weights(|header, data| {
+        let at = data.len();
+        data.extend([0; 4]);
+        header.insert("head.weight".into(), json!({"dtype": "F32", "shape": [1, 1], "data_offsets": [at, at + 4]}));
+    });
+    let model = Model::load(base.0.path()).unwrap();
+    for layer in ["head", "pooler.dense", "cls.predictions.transform.dense"] {
+        let dir = Directory::copy_of("adapters/bert_encoder");
+        let from = "encoder.layer.1.attention.output.dense";
+        rename(&dir, |name| name.contains(from).then(|| name.replace(from, layer)));
+        dir.set(CONFIG, "target_modules", Value::String("all-linear".into()));
+        let found = problems(model.with_adapter(&Adapter::load(dir.0.path()).unwrap()));
+        assert!(
+            matches!(&found[..], [Problem::Misfit { name, what }] if name == layer && what.contains("takes no part")),
+            "{found:?}"
+        );
+    }
+}
