@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use tercet_engine::{
     Base, Manifest, ModelNumerics, NoHeadroom, Profile, SplitError, StoreError, choose, share_path, split_on,
+    weight_bytes,
 };
-use tercet_model::graph::{Graph, Input, TensorSpec};
+use tercet_model::graph::{Graph, Input};
 use tercet_model::{Gate, Model, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
 use tercet_net::PartyId;
 
@@ -98,7 +99,8 @@ pub(crate) fn share_on(
             bail!("{} exists already; choose another --name or --out, or remove the old shares", path.display());
         }
     }
-    let needed = share_bytes(model, &numerics, base.as_ref());
+    let shared = Manifest { base: base.clone(), ..manifest(model, numerics.clone()) };
+    let needed = weight_bytes(&shared).iter().sum();
     let lent = base.as_ref().map_or(0, |base| base.tensors.len());
     let bar = bar((model.graph.tensors.len() - lent) as u64, "sharing", false);
     let dirs = dirs.each_ref().map(PathBuf::as_path);
@@ -119,22 +121,6 @@ pub(crate) fn share_on(
         }
         other => other.into(),
     })
-}
-
-/// Bytes of all three shares, but for their headers.
-fn share_bytes(model: &Model, numerics: &ModelNumerics, base: Option<&Base>) -> u64 {
-    let of = |tensor: &TensorSpec| {
-        let format = numerics.tensors.get(&tensor.name);
-        // A matrix is one plane at P1; everything else is two planes at each.
-        let planes = match format {
-            Some(format) if format.public => 3,
-            Some(format) if format.matrix => 5,
-            _ => 6,
-        };
-        format.map_or(0, |format| u64::from(format.lane_bits / 8) * planes) * (tensor.rows * tensor.cols) as u64
-    };
-    let lent = |tensor: &TensorSpec| base.is_some_and(|base| base.tensors.contains(&tensor.name));
-    model.graph.tensors.iter().filter(|tensor| !lent(tensor)).map(of).sum()
 }
 
 /// The public part of a model that has not been shared: good for pricing, not for running.

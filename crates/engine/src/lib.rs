@@ -23,7 +23,7 @@ pub use effort::{Effort, Term};
 pub use forecast::{Rates, Sample};
 pub use manifest::{Base, MANIFEST_LIMIT_BYTES, MAX_ROWS_AT_ONCE, Manifest};
 pub use numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat};
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, weight_bytes};
 pub use request::{Parsed, execute, parse, parse_rows};
 pub use sequence::{Member, Place, Sequence, StepInput, execute_step};
 pub use split::{SplitError, share_path, split, split_on};

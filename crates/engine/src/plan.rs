@@ -71,7 +71,7 @@ pub fn plan(manifest: &Manifest, geometry: Geometry) -> Result<Plan> {
 }
 
 /// Bytes of a model's share at each party, without what a base lends.
-pub(crate) fn weight_bytes(manifest: &Manifest) -> [u64; 3] {
+pub fn weight_bytes(manifest: &Manifest) -> [u64; 3] {
     PartyId::ALL.map(|party| {
         let of = |t: &TensorSpec| {
             let format = manifest.numerics.tensors.get(&t.name);

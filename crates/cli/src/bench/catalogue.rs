@@ -110,7 +110,7 @@ pub(crate) const CATALOGUE: [Entry; 11] = [
     },
     Entry {
         name: "llama-7b",
-        source: "Touvron et al. 2023, huggyllama/llama-7b: for plans; its shares take 135 GB",
+        source: "Touvron et al. 2023, huggyllama/llama-7b: for plans; its shares take 54 GB",
         origin: llama(32, 4096, [32, 32], 11_008, 1),
     },
 ];
