@@ -41,7 +41,7 @@ pub(crate) fn check_gate(graph: &Graph, gate: Gate) -> Result<()> {
 pub(crate) fn ranges(model: &Model, more: Vec<OracleInput>) -> Result<Ranges> {
     let mut inputs = calibration_inputs(model);
     inputs.extend(more);
-    let bar = bar(inputs.len() as u64, "calibrating", false);
+    let bar = bar(model.graph.nodes.len() as u64, "calibrating", false);
     let ranges = calibrate_with(model, &inputs, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(ranges)
