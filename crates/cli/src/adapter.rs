@@ -1,14 +1,14 @@
 //! What the owner of an adapter does: load it, put it on its base, find its numbers beside those of the base.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tercet_engine::{AdaptError, Manifest, ModelShare, TensorFormat, adapt};
 use tercet_model::{Adapter, Model, OracleInput, Ranges};
 
-use crate::owner;
 use crate::share::Prepared;
+use crate::{owner, shares};
 
 /// A model with its adapter, or everything by which they do not go together.
 pub(crate) fn load(model: &Model, dir: &Path) -> Result<Model> {
@@ -61,29 +61,19 @@ fn of_base(path: &Path) -> Result<ModelShare> {
     if !path.is_dir() {
         return Ok(ModelShare::open(path)?);
     }
-    let folders = ["", "p0", "p1", "p2"].map(|party| path.join(party));
-    let mut found = BTreeMap::<[u8; 32], ModelShare>::new();
-    for folder in folders.iter().filter(|folder| folder.is_dir()) {
-        for file in files(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-            let share = ModelShare::open(&file)?;
-            if share.manifest().base.is_none() {
-                found.entry(share.digest()).or_insert(share);
-            }
+    let (mut files, mut bases) = (Vec::new(), Vec::new());
+    for file in shares::models(path)? {
+        let share = ModelShare::open(&file)?;
+        if share.manifest().base.is_none() {
+            files.push(file);
+            bases.push(share);
         }
     }
-    let named = |share: &ModelShare| -> String { share.manifest().name.clone() };
-    let names: Vec<String> = found.values().map(named).collect();
-    match (found.pop_first(), names.as_slice()) {
-        (Some((_, share)), [_]) => Ok(share),
+    match (bases.pop(), files.len()) {
+        (Some(share), 1) => Ok(share),
         (None, _) => bail!("{} holds no share of a model; share the base first", path.display()),
-        _ => bail!("{} holds shares of {}; give --base the file of one", path.display(), names.join(", ")),
+        _ => Err(shares::several(path, &files)),
     }
-}
-
-fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
-    let paths = entries.into_iter().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "tercet")).collect())
 }
 
 /// Of an adapter on a base that has not been shared: whether its values fit the base's numbers.

@@ -177,10 +177,8 @@ fn port(findings: &mut Findings, address: SocketAddr) {
 fn shares(findings: &mut Findings, config: &Config) {
     let mut files = Vec::new();
     for path in &config.shares {
-        match std::fs::read_dir(path) {
-            Ok(entries) => files.extend(
-                entries.flatten().map(|entry| entry.path()).filter(|p| p.extension().is_some_and(|e| e == "tercet")),
-            ),
+        match crate::shares::files(path) {
+            Ok(found) => files.extend(found),
             Err(_) => files.push(path.clone()),
         }
     }

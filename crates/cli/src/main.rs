@@ -28,6 +28,7 @@ mod plan;
 mod public;
 mod screen;
 mod share;
+mod shares;
 mod three;
 
 use std::process::ExitCode;

@@ -30,7 +30,7 @@ use subject::Subject;
 /// Of a model that continues texts, what the prompt costs (--rows) and what each further token does (--context).
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A share of a model, a Hugging Face directory, or a name from `tercet bench list`. Where the weights are not there, how large
+    /// A share of a model, the folder that it is in, a Hugging Face directory, or a name from `tercet bench list`. Where the weights are not there, how large
     /// values get is assumed.
     #[arg(required_unless_present = "measure")]
     model: Option<PathBuf>,

@@ -270,6 +270,10 @@ fn a_decoder_is_shared_with_a_window_of_its_own() {
         "for models that continue texts",
     );
     fails(&["plan", "shares/p1/shorter.p1.tercet", "--context", "201"], dir.path(), "200");
+    for folder in ["shares", "shares/p1"] {
+        fails(&["plan", folder, "--context", "9"], dir.path(), "shorter.p");
+        fails(&["plan", folder, "--context", "9"], dir.path(), "holds shares of several models");
+    }
 }
 
 /// A public gate is said loudly when it is shared and when it is priced, and there is none without experts.
@@ -287,6 +291,11 @@ fn a_public_gate_is_said() {
     let plan = tercet(&["plan", "shares/p1/m.p1.tercet", "--context", "9"], dir.path());
     let priced = String::from_utf8(plan.stdout).unwrap();
     assert!(priced.contains("PUBLIC GATE: all three nodes learn") && priced.contains("P1→P0"), "{priced}");
+    // The folders of the only model are as good as its file.
+    for folder in ["shares", "shares/p2"] {
+        let plan = tercet(&["plan", folder, "--context", "9"], dir.path());
+        assert_eq!(String::from_utf8_lossy(&plan.stdout), priced, "{folder}: {}", said(&plan));
+    }
     fails(&["share", &of("llama"), "--name", "l", "--out", "o", "--public-gate"], dir.path(), "mixtures of experts");
     fails(&["plan", &of("llama"), "--context", "9", "--public-gate"], dir.path(), "mixtures of experts");
     fails(&["plan", "shares/p1/m.p1.tercet", "--context", "9", "--public-gate"], dir.path(), "is shared already");

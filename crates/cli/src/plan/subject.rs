@@ -11,7 +11,7 @@ use crate::bench::assumed;
 use crate::bench::catalogue::{self, Origin};
 use crate::bench::weights;
 use crate::public::Public;
-use crate::{fetch, owner};
+use crate::{fetch, owner, shares};
 
 /// A model to price.
 pub(super) struct Subject {
@@ -27,7 +27,7 @@ impl Subject {
     /// The model at a path; of the catalogue, where there is nothing at it.
     ///
     /// # Errors
-    /// Neither is there; the model cannot be loaded; its values do not fit; what is shared cannot be made public any more.
+    /// Neither is there; a folder holds shares of several models; the model cannot be loaded; its values do not fit; what is shared cannot be made public any more.
     pub(super) fn of(path: &Path, profile: Profile, public: Public) -> Result<Self> {
         if !path.exists() {
             return Self::named(path, profile, public);
@@ -78,12 +78,13 @@ impl Subject {
     }
 }
 
-/// The first share in a folder.
+/// The share of the only model in a folder, or in the folders p0, p1 and p2 of it, if there is one.
 fn share_in(dir: &Path) -> Result<Option<std::path::PathBuf>> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let shares =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "tercet"));
-    Ok(shares.min())
+    let mut files = shares::models(dir)?;
+    match files.len() {
+        0 | 1 => Ok(files.pop()),
+        _ => Err(shares::several(dir, &files)),
+    }
 }
 
 /// Whether a folder has a file whose name ends so.
