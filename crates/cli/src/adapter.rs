@@ -27,7 +27,8 @@ pub(crate) fn prepare(model: Model, dir: &Path, base: &Path, more: Vec<OracleInp
     let base = share.manifest();
     if base.graph != model.graph {
         bail!(
-            "the share of {:?} is not one of this model: it computes something else; share the model, and give --base that",
+            "the share of {:?} is not one of this model: it computes something else; give what that was shared with \
+             (--context, --window, --global, --public-gate), or share the model, and give --base that",
             base.name
         );
     }

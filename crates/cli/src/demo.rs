@@ -71,6 +71,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let temporary;
     let dir = match &args.keep {
         Some(dir) => {
+            if dir.join("p0").exists() {
+                bail!("{} holds a demonstration already; give --keep another folder, or remove it", dir.display());
+            }
             std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
             dir.clone()
         }

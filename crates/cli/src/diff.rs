@@ -43,15 +43,9 @@ struct Error {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let model = owner::load(&args.dir)?;
-    let ranges = owner::ranges(&model, Vec::new())?;
-    let numerics = owner::numbers(&model, &ranges, args.profile, false)?;
-    let dir = tempfile::tempdir()?;
-    let paths = owner::share(&model, "diff", numerics, dir.path())?;
-    let [p0, p1, p2] = paths.each_ref().map(|path| ModelShare::open(path));
-    let shares = [p0?, p1?, p2?];
-    let manifest = shares[0].manifest();
-    let face = ModelFace::new("diff", shares[0].digest(), manifest.interface()?, manifest.tokenizer.clone())?;
-
+    if model.graph.is_decoder() {
+        bail!("diff is for models that answer at once, and this one continues texts");
+    }
     let pixels = digits::test_split().get(args.digit).map(|digit| digit.pixels).unwrap_or([0.0; digits::PIXELS]);
     let text = args.text.unwrap_or_default();
     let (inputs, plain) = match &model.graph.input {
@@ -65,6 +59,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
             (Inputs::Texts(&[&text]), OracleInput::Tokens(ids))
         }
     };
+
+    let ranges = owner::ranges(&model, Vec::new())?;
+    let numerics = owner::numbers(&model, &ranges, args.profile, false)?;
+    let dir = tempfile::tempdir()?;
+    let paths = owner::share(&model, "diff", numerics, dir.path())?;
+    let [p0, p1, p2] = paths.each_ref().map(|path| ModelShare::open(path));
+    let shares = [p0?, p1?, p2?];
+    let manifest = shares[0].manifest();
+    let face = ModelFace::new("diff", shares[0].digest(), manifest.interface()?, manifest.tokenizer.clone())?;
+
     let trace = Oracle::new(&model)?.run(&plain)?;
     let prepared = face.prepare(inputs, &Options::default(), None)?;
     let Some(request) = prepared.first() else { bail!("nothing to compare") };

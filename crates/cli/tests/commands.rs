@@ -53,6 +53,8 @@ fn asked_wrongly_is_another_exit_code_than_failed() {
     }
     fails(&["embed", "--model", "m", "text"], dir.path(), "nodes.toml");
     fails(&["inspect", "nowhere"], dir.path(), "no directory");
+    let gpt2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/gpt2").display().to_string();
+    fails(&["diff", &gpt2, "a text"], dir.path(), "continues texts");
     fails(&["demo", "--model", "llama"], dir.path(), "digits and minilm");
     fails(&["demo", "a sentence"], dir.path(), "--model minilm");
     fails(&["node", "run", "--config", "none.toml"], dir.path(), "none.toml");
@@ -100,6 +102,7 @@ fn the_demonstration_agrees_with_the_plain_model_and_leaves_usable_files() {
     assert_eq!(shown["agreement"], 6);
     assert!(shown["max_error"].as_f64().unwrap() < 0.1);
     let request = &shown["cost"]["requests"][0];
+    fails(&["demo", "--keep", "stage"], dir.path(), "give --keep another folder");
 
     let share = "stage/p1/digits.p1.tercet";
     let plan = tercet(&["plan", share, "--batch", "6", "--json"], dir.path());
@@ -335,6 +338,8 @@ fn an_adapter_is_shared_on_its_base() {
     };
     fails(&on("shares"), dir.path(), "holds shares of");
     fails(&on("shares/p1/tuned.p1.tercet"), dir.path(), "something else");
+    share(&["--name", "short", "--context", "64"]);
+    fails(&on("shares/p1/short.p1.tercet"), dir.path(), "--context");
     fails(&on("nowhere"), dir.path(), "nowhere");
     fails(&["share", &llama, "--out", "o", "--name", "n", "--public", "layer9/*"], dir.path(), "matches no tensor");
     let other = [

@@ -1,7 +1,10 @@
 //! Private embeddings through the SDK, as a program of your own would ask for them.
 //!
 //! ```text
-//! tercet demo --keep stage            # writes an example of all files
+//! tercet demo --model minilm --keep stage     # writes an example of all files
+//! tercet node --config stage/p0/node.toml     # the nodes of the demonstration end with it: start all three again,
+//! tercet node --config stage/p1/node.toml     # each in a terminal of its own
+//! tercet node --config stage/p2/node.toml
 //! embed stage/nodes.toml minilm "first text" "second text"
 //! ```
 

@@ -1,7 +1,10 @@
 //! A private text through the SDK, token by token, as a program of your own would ask for it.
 //!
 //! ```text
-//! tercet demo --generate "Elizabeth was" --keep stage      # writes an example of all files
+//! tercet demo --generate "Elizabeth was" --keep stage     # writes an example of all files
+//! tercet node --config stage/p0/node.toml     # the nodes of the demonstration end with it: start all three again,
+//! tercet node --config stage/p1/node.toml     # each in a terminal of its own
+//! tercet node --config stage/p2/node.toml
 //! generate stage/nodes.toml gpt "Elizabeth was"
 //! ```
 
