@@ -1,7 +1,7 @@
 //! Arithmetic over `Z_2^k`: tensors, fixed point, bit packing, pseudorandom masks and the kernels beneath them.
 //!
 //! This crate knows nothing of parties or protocols. Everything in it is constant-time in the *values* it works on;
-//! shapes and ring widths are public. It is one of the two places where `unsafe` may live: instruction-set kernels, one
+//! shapes and ring widths are public. It is the only place where `unsafe` may live: instruction-set kernels, one
 //! read-only file mapping, and an allocator.
 
 #[cfg(target_endian = "big")]
