@@ -5,11 +5,14 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use tercet_client::{Client, GenerateOptions, GenerationUsage, Sampling};
+use tercet_model::Generation;
 
 use crate::connection::{ModelArgs, interrupted, runtime, text_or_input};
 use crate::screen::{bytes, say, say_json, say_piece, start_log, time};
 
 /// Generate a text privately: the prompt goes on, printed as it comes.
+///
+/// How tokens are chosen is up to the model's makers (generation_config.json) where no option says otherwise.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -17,18 +20,18 @@ pub(crate) struct Args {
     /// New tokens at most.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_new: u32,
-    /// Draw tokens by the softmax of their scores over this; 0 takes the likeliest.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f64,
-    /// Draw from only so many of the likeliest tokens.
+    /// Draw tokens by the softmax of their scores over this; 0 takes the likeliest, as does a model whose makers do not draw.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Draw from only so many of the likeliest tokens; 0 for all.
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Draw from only the likeliest tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f64,
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
     /// Make tokens that already stand in the text less likely; 1 for not.
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
-    repetition_penalty: f64,
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f64>,
     /// The same draws again.
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
@@ -46,16 +49,26 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn options(&self) -> GenerateOptions {
+    /// What the options say, and of the rest what the model's makers do.
+    fn sampling(&self, makers: Option<&Generation>) -> Sampling {
+        let mut otherwise = makers.map_or(Sampling::GREEDY, Sampling::of);
+        if self.inside {
+            // The nodes have a temperature and nothing else.
+            otherwise = Sampling { temperature: otherwise.temperature, ..Sampling::GREEDY };
+        }
+        Sampling {
+            temperature: self.temperature.unwrap_or(otherwise.temperature),
+            top_k: self.top_k.or(otherwise.top_k).filter(|k| *k != 0),
+            top_p: self.top_p.unwrap_or(otherwise.top_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(otherwise.repetition_penalty),
+            seed: self.seed,
+        }
+    }
+
+    fn options(&self, makers: Option<&Generation>) -> GenerateOptions {
         GenerateOptions {
             max_new_tokens: self.max_new as usize,
-            sampling: Sampling {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                repetition_penalty: self.repetition_penalty,
-                seed: self.seed,
-            },
+            sampling: self.sampling(makers),
             inside: self.inside,
             stop: self.stop.clone(),
             deadline: Duration::from_secs(self.deadline),
@@ -66,8 +79,7 @@ impl Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     start_log("warn");
-    let (options, model) = (args.options(), &args.model);
-    let prompt = text_or_input(args.prompt)?;
+    let (prompt, model) = (text_or_input(args.prompt.clone())?, &args.model);
     if prompt.is_empty() {
         bail!("no prompt; give it as an argument, or on the standard input");
     }
@@ -79,8 +91,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let generated = runtime()?.block_on(async {
         let client = model.connect().await?;
         piece(&prompt);
+        let generating = async {
+            let face = client.model(&model.name).await?;
+            let options = args.options(face.interface().decoder.as_ref().map(|decoder| &decoder.generation));
+            go_on(&client, &model.name, &prompt, &options, piece).await
+        };
         let generated = tokio::select! {
-            generated = go_on(&client, &model.name, &prompt, &options, piece) => generated,
+            generated = generating => generated,
             // Dropped at a signal, the generation ends at the nodes, too.
             interrupted = interrupted() => interrupted.map(|()| Default::default()),
         };
@@ -153,4 +170,43 @@ pub(crate) fn say_usage(usage: &GenerationUsage) {
         bytes(usage.received.iter().sum()),
         usage.finish.map_or("nothing", |finish| finish.name()),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn tokens_are_chosen_as_the_makers_do_unless_an_option_says_otherwise() {
+        let makers = Generation {
+            sample: true,
+            temperature: 0.6,
+            top_k: Some(50),
+            top_p: 0.9,
+            repetition_penalty: 1.1,
+            ..Generation::default()
+        };
+        let of = |makers: Option<&Generation>, flags: &[&str]| {
+            let line = [&["generate", "--model", "m", "prompt"][..], flags].concat();
+            Line::parse_from(line).args.sampling(makers)
+        };
+        let theirs = Sampling::of(&makers);
+        assert_eq!(of(Some(&makers), &[]), theirs);
+        assert_eq!(of(None, &[]), Sampling::GREEDY);
+        assert_eq!(of(Some(&Generation::default()), &[]), Sampling::GREEDY);
+        assert_eq!(of(Some(&makers), &["--temperature", "0"]), Sampling { temperature: 0.0, ..theirs.clone() });
+        let flags = ["--top-k", "0", "--top-p", "0.5", "--repetition-penalty", "1", "--seed", "7"];
+        let own = Sampling { temperature: 0.6, top_k: None, top_p: 0.5, repetition_penalty: 1.0, seed: Some(7) };
+        assert_eq!(of(Some(&makers), &flags), own);
+        assert_eq!(of(Some(&makers), &["--inside"]), Sampling { temperature: 0.6, ..Sampling::GREEDY });
+        assert_eq!(of(None, &["--inside", "--top-k", "5"]).top_k, Some(5), "which the client refuses by name");
+    }
 }
