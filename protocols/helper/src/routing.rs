@@ -25,11 +25,10 @@ impl Routing {
     pub fn of(bits: &[u64], [rows, experts]: [usize; 2], top: usize) -> Routing {
         let mut chosen = Vec::with_capacity(rows * top);
         for row in 0..rows {
-            let all = (0..experts).map(|expert| (bits::bit(bits, row * experts + expert), expert));
-            let (set, unset): (Vec<_>, Vec<_>) = all.partition(|(bit, _)| *bit == 1);
-            let mut row: Vec<usize> = set.into_iter().chain(unset).take(top).map(|(_, expert)| expert).collect();
-            row.sort_unstable();
-            chosen.extend(row);
+            let is_set = |expert: &usize| bits::bit(bits, row * experts + expert) == 1;
+            let (set, unset) = ((0..experts).filter(is_set), (0..experts).filter(|expert| !is_set(expert)));
+            chosen.extend(set.chain(unset).take(top));
+            chosen[row * top..].sort_unstable();
         }
         let mut order: Vec<usize> = (0..chosen.len()).collect();
         order.sort_by_key(|&at| chosen[at]);
