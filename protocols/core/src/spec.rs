@@ -335,9 +335,19 @@ impl GateSpec {
         (0..self.dealt_frac).take_while(|&b| of * f64::from(2u32 << b) <= largest).count() as u32
     }
 
+    /// Bits that values at scale `frac` drop before they are compared.
+    pub fn coarsened_by(frac: u32) -> u32 {
+        frac.saturating_sub(GATE_FRAC)
+    }
+
+    /// The edge at the scale in which values of scale `frac` are compared.
+    pub fn coarse_edge(&self, frac: u32) -> i64 {
+        i64::from(self.edge) << frac.min(GATE_FRAC)
+    }
+
     /// The widest ring whose values at scale `frac` take 32 bits after coarsening.
     pub fn widest_compare_ring(frac: u32) -> u32 {
-        32 + frac.saturating_sub(GATE_FRAC)
+        32 + Self::coarsened_by(frac)
     }
 
     /// The ring of values at scale `frac` between the comparison and the last truncation: twice the result fits it.

@@ -12,7 +12,7 @@
 
 use tercet_core::fit::Series;
 use tercet_core::functions::{cos_sin_turns, round};
-use tercet_core::spec::{ActivationSpec, GATE_FRAC, GateSpec};
+use tercet_core::spec::{ActivationSpec, GateSpec};
 use tercet_core::{Cost, Error, Result, Session};
 use tercet_net::PartyId;
 use tercet_ring::{Element, simd};
@@ -35,7 +35,7 @@ pub fn cost(len: usize, ring: u32, frac: u32, spec: &ActivationSpec) -> Cost {
 
 fn gate_cost(len: usize, ring: u32, frac: u32, gate: &GateSpec, odd: bool) -> Cost {
     let inner = gate.inner_ring(ring, odd);
-    let flags = compare::cost(len, 1, gate.compare_ring - coarsen(frac), 2);
+    let flags = compare::cost(len, 1, gate.compare_ring - GateSpec::coarsened_by(frac), 2);
     let dealt = (0..gate.series.harmonics()).map(|j| Cost::deal(2 * len, series_ring(gate, frac) - gate.drop_bits(j)));
     let series = dealt.fold(Cost::NONE, Cost::and);
     let series = series.and(truncate::cost(len, series_truncate(gate, frac), gate.body_ring)).hidden();
@@ -106,8 +106,8 @@ fn gated<E: Element, F: Element>(
     odd: bool,
 ) -> Result<Masked<E>> {
     let inner = gate.inner_ring(x.ring(), odd);
-    let edge = i64::from(gate.edge) << frac.min(GATE_FRAC);
-    let coarse: Masked<u32> = x.shift_low(gate.compare_ring, coarsen(frac));
+    let edge = gate.coarse_edge(frac);
+    let coarse: Masked<u32> = x.shift_low(gate.compare_ring, GateSpec::coarsened_by(frac));
     let flags = compare::post(s, &coarse, 1, &[-edge, edge])?;
     let body = series::<E, F>(s, x, frac, gate)?;
     let body = truncate::post(s, body, series_truncate(gate, frac), gate.body_ring)?;
@@ -255,8 +255,4 @@ fn series_ring(gate: &GateSpec, frac: u32) -> u32 {
 
 fn series_truncate(gate: &GateSpec, frac: u32) -> u32 {
     gate.dealt_frac + gate.public_frac - frac
-}
-
-fn coarsen(frac: u32) -> u32 {
-    frac.saturating_sub(GATE_FRAC)
 }

@@ -9,8 +9,9 @@
 //!
 //! *Security*: an evaluator receives a half of a fresh sharing and the other's half under a uniform mask, so nothing about the noise.
 //! The helper knows the noise and receives nothing here or later, so that to it every score and every place is as likely as before;
-//! but for what a generation that stops says of its last token (SECURITY.md). Only who knows the place *and* the noise learns more than the place: an order between
-//! scores. Whoever gives P0 a seed can be that, and must be allowed to know it: the client, who learns its places from nobody else.
+//! but for what a generation that stops says of its last token (SECURITY.md). Only who knows the place *and* the noise learns more
+//! than the place: an order between scores. Whoever gives P0 a seed can be that, and must be allowed to know it: the client, who
+//! learns its places from nobody else.
 //! Temperatures, and whether a row has noise, are public; a row without noise is dealt zeros where another has some.
 
 use tercet_core::functions::ln;

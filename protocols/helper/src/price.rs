@@ -226,6 +226,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn experts(&mut self, x: &Shape, scores: &Shape, names: &[[&str; 2]], spec: &ExpertsSpec) -> Result<Shape> {
+        activation::check(spec.up.ring, &spec.gated.activation)?;
         let mut secret = [false; 2];
         for names in names {
             for (secret, name) in secret.iter_mut().zip(names) {

@@ -1,7 +1,7 @@
 //! Elementwise functions: a trigonometric series between two thresholds, tanh, and ReLU.
 
 use tercet_core::functions::{cos_sin_turns, round};
-use tercet_core::spec::{ActivationSpec, GATE_FRAC, GateSpec};
+use tercet_core::spec::{ActivationSpec, GateSpec};
 
 use crate::value::{Value, truncate, wrap};
 
@@ -16,9 +16,9 @@ pub(crate) fn activation(x: &Value, frac: u32, spec: &ActivationSpec) -> Value {
 
 /// `2 g = inside (2h + x) + above 2x` for a gate; `2 g = inside 2h + 2 (above - below)` for an odd function; then halved.
 fn gated(x: i64, ring: u32, frac: u32, gate: &GateSpec, odd: bool) -> i64 {
-    let by = frac.saturating_sub(GATE_FRAC);
+    let by = GateSpec::coarsened_by(frac);
     let coarse = truncate(wrap(x, gate.compare_ring), by, gate.compare_ring - by);
-    let edge = i64::from(gate.edge) << frac.min(GATE_FRAC);
+    let edge = gate.coarse_edge(frac);
     // A difference that leaves the ring wraps, as that of shares does.
     let reaches = |threshold: i64| wrap(coarse - threshold, gate.compare_ring - by) >= 0;
     let (low, high) = (reaches(-edge), reaches(edge));
