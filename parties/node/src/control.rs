@@ -69,8 +69,8 @@ fn hear(
         PeerMessage::Accept { session, plan_hash, nonce } if to_lead => {
             decide(shared, (session, peer), Verdict::Accepted { plan_hash, nonce });
         }
-        PeerMessage::Refuse { session, fault, reason, missing } if to_lead => {
-            decide(shared, (session, peer), Verdict::Refused { fault, reason, missing });
+        PeerMessage::Refuse { session, objection } if to_lead => {
+            decide(shared, (session, peer), Verdict::Refused(objection));
         }
         _ => return Err("a message that is not for it to send, or not for this node"),
     }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tercet_net::{Connection, Fault, PartyId};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::clients::Refusal;
 use crate::desk::STOPPING;
 use crate::held::Held;
 use crate::key::RequestKey;
 use crate::models::Model;
-use crate::plan::{Agreement, BatchPlan, PeerMessage, fresh};
+use crate::plan::{Agreement, BatchPlan, Objection, PeerMessage, fresh};
 use crate::session::{self, Room};
 use crate::shared::Shared;
 
@@ -47,23 +48,6 @@ struct Accepted {
     place: OwnedSemaphorePermit,
 }
 
-struct Refusal {
-    fault: Fault,
-    reason: String,
-    missing: Vec<RequestKey>,
-}
-
-impl Refusal {
-    fn nodes(reason: impl Into<String>) -> Refusal {
-        Refusal { fault: Fault::Nodes, reason: reason.into(), missing: Vec::new() }
-    }
-
-    /// There is no room now: what the plan names waits on.
-    fn busy(reason: impl Into<String>) -> Refusal {
-        Refusal { fault: Fault::Busy, ..Refusal::nodes(reason) }
-    }
-}
-
 impl Shared {
     fn proposals(&self) -> MutexGuard<'_, Proposals> {
         self.proposals.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,12 +56,12 @@ impl Shared {
     /// P1 proposes a session.
     pub(crate) fn proposed(self: &Arc<Self>, plan: BatchPlan, from: &Connection) {
         let session = plan.session;
-        let refusal = {
+        let objection = {
             let mut proposals = self.proposals();
             let full = proposals.len() >= PROPOSALS_AT_ONCE;
             match proposals.entry(session) {
-                _ if full => Some(Refusal::busy("too many plans at once")),
-                Entry::Occupied(_) => Some(Refusal::nodes("this session was proposed before")),
+                _ if full => Some(Objection::busy("too many plans at once")),
+                Entry::Occupied(_) => Some(Objection::nodes("this session was proposed before")),
                 Entry::Vacant(free) => {
                     free.insert(Proposal { from: from.clone(), accepted: None });
                     None
@@ -86,15 +70,15 @@ impl Shared {
         };
         let (shared, from) = (self.clone(), from.clone());
         self.spawn(async move {
-            let answer = match refusal {
-                Some(refusal) => Err(refusal),
+            let answer = match objection {
+                Some(objection) => Err(objection),
                 None => shared.consider(plan).await,
             };
             let message = match answer {
                 Ok(message) => message,
-                Err(Refusal { fault, reason, missing }) => {
-                    tracing::info!(reason, "refused a plan");
-                    PeerMessage::Refuse { session, fault, reason, missing }
+                Err(objection) => {
+                    tracing::info!(reason = objection.reason, "refused a plan");
+                    PeerMessage::Refuse { session, objection }
                 }
             };
             if let Err(error) = from.send_message(&message).await {
@@ -108,7 +92,7 @@ impl Shared {
     }
 
     /// Checks everything in a plan; it is accepted or forgotten afterwards.
-    async fn consider(&self, plan: BatchPlan) -> Result<PeerMessage, Refusal> {
+    async fn consider(&self, plan: BatchPlan) -> Result<PeerMessage, Objection> {
         let session = plan.session;
         let considered = self.accept(plan).await;
         let mut proposals = self.proposals();
@@ -121,28 +105,28 @@ impl Shared {
             (Ok(accepted), None) => {
                 drop(proposals);
                 self.desk.put_back(accepted.requests);
-                Err(Refusal::nodes("the plan was cancelled"))
+                Err(Objection::nodes("the plan was cancelled"))
             }
-            (Err(refusal), _) => {
+            (Err(objection), _) => {
                 proposals.remove(&session);
-                Err(refusal)
+                Err(objection)
             }
         }
     }
 
-    async fn accept(&self, plan: BatchPlan) -> Result<Accepted, Refusal> {
+    async fn accept(&self, plan: BatchPlan) -> Result<Accepted, Objection> {
         let model = self.models.get(&plan.model).filter(|model| model.share.digest() == plan.digest).cloned();
-        let model = model.ok_or_else(|| Refusal::nodes(format!("it does not hold this model {:?}", plan.model)))?;
-        let hash = plan.hash().map_err(|error| Refusal::nodes(error.to_string()))?;
+        let model = model.ok_or_else(|| Objection::nodes(format!("it does not hold this model {:?}", plan.model)))?;
+        let hash = plan.hash().map_err(|error| Objection::nodes(error.to_string()))?;
         if !self.fits(&model, &plan.shape) {
-            return Err(Refusal::busy(format!("{} are more than it has room for", plan.shape)));
+            return Err(Objection::busy(format!("{} are more than it has room for", plan.shape)));
         }
         let place = tokio::time::timeout(PLACE_PATIENCE, self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
-            return Err(Refusal::busy("all its places are taken"));
+            return Err(Objection::busy("all its places are taken"));
         };
         if !self.is_serving() {
-            return Err(Refusal::nodes(STOPPING));
+            return Err(Objection::nodes(STOPPING));
         }
         let collected = self.desk.collect(&plan.requests, STRAGGLER_PATIENCE).await;
         let requests = collected.map_err(|missing| self.without(missing))?;
@@ -157,13 +141,13 @@ impl Shared {
         if !odd.is_empty() || requests.len() != plan.requests.len() || all.as_ref() != Some(&plan.shape) {
             self.desk.put_back(requests);
             let reason = "the shapes of its parts are not those of the plan: the client sent parts that do not match";
-            return Err(Refusal { fault: Fault::Request, reason: reason.into(), missing: odd });
+            return Err(Objection { fault: Fault::Request, reason: reason.into(), missing: odd });
         }
         Ok(Accepted { plan, hash, nonce: fresh(), model, requests, place })
     }
 
     /// Requests are missing: of those of which it is known why, only all with one reason are named at a time.
-    fn without(&self, mut missing: Vec<RequestKey>) -> Refusal {
+    fn without(&self, mut missing: Vec<RequestKey>) -> Objection {
         let why = |key: &RequestKey| self.desk.why(&key.name);
         let known = missing.first().and_then(why);
         missing.retain(|key| why(key) == known);
@@ -171,7 +155,7 @@ impl Shared {
             Some(why) => (why.fault, why.reason),
             None => (Fault::Nodes, "its part of the request did not come, or the client left it".into()),
         };
-        Refusal { fault, reason, missing }
+        Objection { fault, reason, missing }
     }
 
     /// All three have agreed: the session begins.
@@ -217,7 +201,7 @@ impl Shared {
     /// P1 has given requests up, and the generations of which they are steps, wherever these are here.
     pub(crate) fn dropped(&self, requests: Vec<RequestKey>, fault: Fault, reason: &str) {
         for key in requests {
-            self.desk.end(key.name, crate::clients::Refusal::new(fault, reason));
+            self.desk.end(key.name, Refusal::new(fault, reason));
         }
     }
 }

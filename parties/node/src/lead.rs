@@ -10,7 +10,7 @@ use crate::clients::Refusal;
 use crate::desk::Batch;
 use crate::held::Held;
 use crate::key::RequestKey;
-use crate::plan::{Agreement, BatchPlan, PeerMessage, fresh, fresh_session};
+use crate::plan::{Agreement, BatchPlan, Objection, PeerMessage, fresh, fresh_session};
 use crate::session::{self, Room};
 use crate::shared::Shared;
 
@@ -29,7 +29,7 @@ const FOLLOWERS: [PartyId; 2] = [PartyId::P0, PartyId::P2];
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Accepted { plan_hash: [u8; 32], nonce: [u8; 32] },
-    Refused { fault: Fault, reason: String, missing: Vec<RequestKey> },
+    Refused(Objection),
 }
 
 /// Over which connection a plan went, and who waits for what is said to it.
@@ -85,42 +85,36 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
     session::run(shared, agreement, batch, Room { model, connections, place, turn }).await;
 }
 
-/// Why a plan is not run.
-struct Objection {
-    fault: Fault,
-    reason: String,
-    missing: Vec<RequestKey>,
-}
-
 /// Both others must accept the very same plan. Their nonces, with one of this node, and the hash of the plan.
 async fn agree(
     shared: &Shared,
     plan: &BatchPlan,
     connections: &[Connection; 2],
 ) -> Result<([[u8; 32]; 3], [u8; 32]), Objection> {
-    let failed = |reason: String| Objection { fault: Fault::Nodes, reason, missing: Vec::new() };
-    let hash = plan.hash().map_err(|error| failed(error.to_string()))?;
+    let hash = plan.hash().map_err(|error| Objection::nodes(error.to_string()))?;
     let [p0, p2] = connections;
     let asked = tokio::join!(ask(shared, plan, p0, PartyId::P0), ask(shared, plan, p2, PartyId::P2));
     let mut nonces = [fresh(); 3];
-    let mut refusal: Option<Objection> = None;
+    let mut objection: Option<Objection> = None;
     for (party, verdict) in FOLLOWERS.into_iter().zip([asked.0, asked.1]) {
         match verdict {
             Ok(Verdict::Accepted { plan_hash, nonce }) if plan_hash == hash => nonces[party.index()] = nonce,
-            Ok(Verdict::Accepted { .. }) => return Err(failed(format!("{party} has read another plan than was sent"))),
-            Ok(Verdict::Refused { fault, reason, missing }) => {
+            Ok(Verdict::Accepted { .. }) => {
+                return Err(Objection::nodes(format!("{party} has read another plan than was sent")));
+            }
+            Ok(Verdict::Refused(Objection { fault, reason, missing })) => {
                 let reason = format!("{party}: {reason}");
-                match &mut refusal {
+                match &mut objection {
                     // Both lack something: both lists count.
                     Some(first) if !first.missing.is_empty() && !missing.is_empty() => first.missing.extend(missing),
                     Some(first) if first.missing.is_empty() => {}
-                    _ => refusal = Some(Objection { fault, reason, missing }),
+                    _ => objection = Some(Objection { fault, reason, missing }),
                 }
             }
-            Err(reason) => refusal = Some(failed(reason)),
+            Err(reason) => objection = Some(Objection::nodes(reason)),
         }
     }
-    refusal.map_or(Ok((nonces, hash)), Err)
+    objection.map_or(Ok((nonces, hash)), Err)
 }
 
 async fn ask(shared: &Shared, plan: &BatchPlan, to: &Connection, party: PartyId) -> Result<Verdict, String> {

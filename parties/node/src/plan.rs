@@ -25,15 +25,35 @@ pub(crate) enum PeerMessage {
     Plan(BatchPlan),
     /// P0 or P2 has all that the plan names, has read the same plan, and adds its part to the session's seeds.
     Accept { session: u128, plan_hash: [u8; 32], nonce: [u8; 32] },
-    /// P0 or P2 will not run the plan; `missing` are the requests that kept it from doing so, if it was those. With
-    /// [`Fault::Busy`] it will not run it now.
-    Refuse { session: u128, fault: Fault, reason: String, missing: Vec<RequestKey> },
+    /// P0 or P2 will not run the plan.
+    Refuse { session: u128, objection: Objection },
     /// Both have accepted.
     Start { session: u128, nonces: [[u8; 32]; 3] },
     /// The session does not take place; its requests wait on.
     Cancel { session: u128 },
     /// P1 has given these requests up, and the generations of which they are steps.
     Drop { requests: Vec<RequestKey>, fault: Fault, reason: String },
+}
+
+/// Why a plan is not run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Objection {
+    /// With [`Fault::Busy`] it is not run now.
+    pub(crate) fault: Fault,
+    pub(crate) reason: String,
+    /// The requests that it fails for, if it is those.
+    pub(crate) missing: Vec<RequestKey>,
+}
+
+impl Objection {
+    pub(crate) fn nodes(reason: impl Into<String>) -> Objection {
+        Objection { fault: Fault::Nodes, reason: reason.into(), missing: Vec::new() }
+    }
+
+    /// There is no room now: what the plan names waits on.
+    pub(crate) fn busy(reason: impl Into<String>) -> Objection {
+        Objection { fault: Fault::Busy, ..Objection::nodes(reason) }
+    }
 }
 
 /// The most that one session may take.
