@@ -30,8 +30,8 @@ use subject::Subject;
 /// Of a model that continues texts, what the prompt costs (--rows) and what each further token does (--context).
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A share of a model, the folder that it is in, a Hugging Face directory, or a name from `tercet bench list`. Where the weights are not there, how large
-    /// values get is assumed.
+    /// A share of a model, the folder that it is in, a Hugging Face directory, or a name from `tercet bench list`. Where the
+    /// weights are not there, how large values get is assumed.
     #[arg(required_unless_present = "measure")]
     model: Option<PathBuf>,
     /// Measure this machine first, in about a minute, so that time can be foretold. The result is kept in the cache

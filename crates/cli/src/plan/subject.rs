@@ -27,7 +27,8 @@ impl Subject {
     /// The model at a path; of the catalogue, where there is nothing at it.
     ///
     /// # Errors
-    /// Neither is there; a folder holds shares of several models; the model cannot be loaded; its values do not fit; what is shared cannot be made public any more.
+    /// Neither is there; a folder holds shares of several models; the model cannot be loaded; its values do not fit; what is shared
+    /// cannot be made public any more.
     pub(super) fn of(path: &Path, profile: Profile, public: Public) -> Result<Self> {
         if !path.exists() {
             return Self::named(path, profile, public);
