@@ -20,35 +20,66 @@ pub enum Parsed {
     Wide(Input<u64>),
 }
 
-/// Parses what a client sent to `party`. Everything that does not fit the model is an error for that client alone.
-pub fn parse(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
-    let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
-    manifest.check_geometry(geometry)?;
-    if interface.wide == 32 {
-        Reader { party, interface, share, geometry }.read().map(Parsed::Narrow)
-    } else {
-        Reader { party, interface, share, geometry }.read().map(Parsed::Wide)
-    }
+/// Whether what a client sent to `party` fits the model: every part that is due and no other, each of its length. Nothing
+/// of it is expanded. What passes here parses.
+///
+/// # Errors
+/// The part that does not fit, for that client alone.
+pub fn check(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<()> {
+    whole(party, manifest, interface, share).map(drop)
 }
 
-/// Parses the next rows of a sequence that a client sent to `party`: rows alone, since there is no padding among them.
-pub fn parse_rows(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
+/// The reader of whole inputs, checked.
+fn whole<'a>(
+    party: PartyId,
+    manifest: &Manifest,
+    interface: &'a Interface,
+    share: &'a InputShare,
+) -> Result<Reader<'a>> {
+    let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
+    manifest.check_geometry(geometry)?;
+    let reader = Reader { party, interface, share, geometry };
+    reader.check(&[Stream::KeyBias, Stream::RowWeight, Stream::Rows]).map(|()| reader)
+}
+
+/// As [`check`], for the next rows of a sequence.
+///
+/// # Errors
+/// The part that does not fit, for that client alone.
+pub fn check_rows(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<()> {
+    sequence(party, manifest, interface, share).map(drop)
+}
+
+/// The reader of one sequence, as long as the model takes, checked.
+fn sequence<'a>(
+    party: PartyId,
+    manifest: &Manifest,
+    interface: &'a Interface,
+    share: &'a InputShare,
+) -> Result<Reader<'a>> {
     let geometry = Geometry { batch: share.batch as usize, rows: share.rows as usize };
     let context = manifest.graph.max_rows();
     if geometry.batch != 1 || geometry.rows == 0 || geometry.rows > context {
         let Geometry { batch, rows } = geometry;
         return Err(bad(format!("{batch} sequences of {rows} tokens; one of 1 to {context} is due")));
     }
-    if interface.wide == 32 {
-        Reader { party, interface, share, geometry }.sequence().map(Parsed::Narrow)
-    } else {
-        Reader { party, interface, share, geometry }.sequence().map(Parsed::Wide)
-    }
+    let reader = Reader { party, interface, share, geometry };
+    reader.check(&[Stream::Rows]).map(|()| reader)
 }
 
-/// Tensors of an input: those of [`Stream`].
-const STREAMS: usize = 3;
+/// Parses what a client sent to `party`. Everything that does not fit the model is an error for that client alone.
+pub fn parse(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
+    let reader = whole(party, manifest, interface, share)?;
+    if interface.wide == 32 { reader.read().map(Parsed::Narrow) } else { reader.read().map(Parsed::Wide) }
+}
 
+/// Parses the next rows of a sequence that a client sent to `party`: rows alone, since there is no padding among them.
+pub fn parse_rows(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
+    let reader = sequence(party, manifest, interface, share)?;
+    if interface.wide == 32 { reader.sequence().map(Parsed::Narrow) } else { reader.sequence().map(Parsed::Wide) }
+}
+
+/// Reads what was sent for a geometry that the model takes.
 struct Reader<'a> {
     party: PartyId,
     interface: &'a Interface,
@@ -57,12 +88,70 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Everything about an input of these tensors but its values.
+    fn check(&self, streams: &[Stream]) -> Result<()> {
+        let InputShare { first_seed, second_seed, masked, keys, .. } = self.share;
+        for (seed, which, absent) in [(first_seed, "first", PartyId::P2), (second_seed, "second", PartyId::P1)] {
+            match (seed, self.party == absent) {
+                (None, false) => return Err(bad(format!("no {which} seed"))),
+                (Some(_), true) => return Err(bad(format!("the {which} seed, which is not for {absent}"))),
+                _ => {}
+            }
+        }
+        let expected = if self.party == PartyId::P0 { 0 } else { streams.len() };
+        if masked.len() != expected {
+            return Err(bad(format!("{} masked tensors where {expected} are due", masked.len())));
+        }
+        for (&stream, masked) in streams.iter().zip(masked) {
+            let (len, ring) = self.extent(stream);
+            let expected = pack::packed_len(len, ring);
+            if masked.len() != expected {
+                return Err(bad(format!("{stream:?}: {} bytes where {expected} are due", masked.len())));
+            }
+        }
+        match self.interface.rows {
+            RowInput::Matrix { .. } if keys.iter().all(Vec::is_empty) => Ok(()),
+            RowInput::Matrix { .. } => Err(bad("lookup keys, but the rows of this model are shared".into())),
+            RowInput::Lookup { domain_bits, .. } => {
+                let sides = [Keys::<u32>::value_side(self.party), Some(Keys::<u32>::mask_side(self.party))];
+                keys.iter().zip(sides).try_for_each(|(bytes, side)| self.each_key(bytes, domain_bits, side, drop))
+            }
+        }
+    }
+
+    /// Elements of a tensor of the input, and its ring.
+    fn extent(&self, stream: Stream) -> (usize, u32) {
+        let rows = self.geometry.batch * self.geometry.rows;
+        match (stream, &self.interface.rows) {
+            (Stream::KeyBias, _) => (rows, self.interface.score_ring),
+            (Stream::RowWeight, _) => (rows, self.interface.wide),
+            (Stream::Rows, RowInput::Matrix { width, .. }) => (rows * width, self.interface.wide),
+            (Stream::Rows, RowInput::Lookup { .. }) => (rows * PAIRS, self.interface.wide),
+        }
+    }
+
+    /// Every key in `bytes`, of which there is one a row, or none where this party holds none.
+    fn each_key(
+        &self,
+        bytes: &[u8],
+        domain_bits: u32,
+        side: Option<dpf::Side>,
+        mut take: impl FnMut(dpf::Key),
+    ) -> Result<()> {
+        let len = dpf::key_len(domain_bits);
+        let expected = side.map_or(0, |_| self.geometry.batch * self.geometry.rows * len);
+        if bytes.len() != expected {
+            return Err(bad(format!("{} bytes of lookup keys where {expected} are due", bytes.len())));
+        }
+        let Some(side) = side else { return Ok(()) };
+        bytes.chunks(len).try_for_each(|bytes| {
+            take(dpf::Key::from_bytes(bytes, domain_bits, side).map_err(|error| bad(error.to_string()))?);
+            Ok(())
+        })
+    }
+
     fn read<E: Element>(&self) -> Result<Input<E>> {
         let Geometry { batch, rows } = self.geometry;
-        let expected = if self.party == PartyId::P0 { 0 } else { STREAMS };
-        if self.share.masked.len() != expected {
-            return Err(bad(format!("{} masked tensors where {expected} are due", self.share.masked.len())));
-        }
         let key_bias = self.masked::<u32>(Stream::KeyBias, &[batch, rows], self.interface.score_ring)?;
         let row_weight = self.masked::<E>(Stream::RowWeight, &[batch, rows], self.interface.wide)?;
         Ok(Input { rows: self.input_rows(Stream::Rows as usize)?, key_bias, row_weight })
@@ -70,10 +159,6 @@ impl Reader<'_> {
 
     /// The rows of a sequence, which nothing is said of beside what they are.
     fn sequence<E: Element>(&self) -> Result<Input<E>> {
-        let expected = usize::from(self.party != PartyId::P0);
-        if self.share.masked.len() != expected {
-            return Err(bad(format!("{} masked tensors where {expected} are due", self.share.masked.len())));
-        }
         let nothing = |ring| Masked::public(self.party, ring, Tensor::zeros([0, 0]));
         let (key_bias, ring) = (Masked::public(self.party, 1, Tensor::zeros([0, 0])), self.interface.wide);
         Ok(Input { rows: self.input_rows(0)?, key_bias, row_weight: nothing(ring) })
@@ -84,9 +169,6 @@ impl Reader<'_> {
         let Geometry { batch, rows } = self.geometry;
         Ok(match self.interface.rows {
             RowInput::Matrix { width, .. } => {
-                if self.share.keys.iter().any(|k| !k.is_empty()) {
-                    return Err(bad("lookup keys, but the rows of this model are shared".into()));
-                }
                 InputRows::Matrix(self.masked_at::<E>(at, Stream::Rows, &[batch * rows, width], self.interface.wide)?)
             }
             RowInput::Lookup { domain_bits, .. } => InputRows::Lookup(self.keys::<E>(at, domain_bits)?),
@@ -120,14 +202,9 @@ impl Reader<'_> {
 
     fn keys<E: Element>(&self, at: usize, domain_bits: u32) -> Result<Keys<E>> {
         let count = self.geometry.batch * self.geometry.rows;
-        let len = dpf::key_len(domain_bits);
         let keys = |bytes: &[u8], side: Option<dpf::Side>| {
-            let expected = side.map_or(0, |_| count * len);
-            if bytes.len() != expected {
-                return Err(bad(format!("{} bytes of lookup keys where {expected} are due", bytes.len())));
-            }
-            let key = |side| move |b| dpf::Key::from_bytes(b, domain_bits, side).map_err(|e| bad(e.to_string()));
-            side.map_or(Ok(Vec::new()), |side| bytes.chunks(len).map(key(side)).collect())
+            let mut keys = Vec::with_capacity(count);
+            self.each_key(bytes, domain_bits, side, |key| keys.push(key)).map(|()| keys)
         };
         let [value, mask] = &self.share.keys;
         Ok(Keys {
