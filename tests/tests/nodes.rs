@@ -288,12 +288,13 @@ fn requests_that_do_not_fit_are_refused_to_their_client_alone() {
         for (what, words, spoil) in spoiled {
             let mut shares = good.shares().clone();
             spoil(&mut shares[1]);
-            let answer = ask(&raw.connections[1], &raw.message(fresh_id(), &shares[1])).await;
+            let answer = ask(&raw.connections[1], &raw.message(P1, fresh_id(), &shares[1])).await;
             println!("{what}");
             assert_refused(&answer, Fault::Request, words);
         }
         let run = |model: &str, digest| ClientMessage::Run {
             request_id: fresh_id(),
+            start_id: raw.face.start_id(P1),
             model: model.into(),
             digest,
             deadline_ms: 1000,
@@ -325,7 +326,7 @@ fn parts_that_do_not_match_or_do_not_come_disturb_nobody() {
         }
         // P0 gets nothing; meanwhile others are served.
         let id = fresh_id();
-        let lone = [1, 2].map(|at: usize| raw.message(id, &one.shares()[at]));
+        let lone = [1, 2].map(|at: usize| raw.message(PartyId::ALL[at], id, &one.shares()[at]));
         let (at_p1, at_p2, ()) = tokio::join!(
             ask(&raw.connections[1], &lone[0]),
             ask(&raw.connections[2], &lone[1]),
@@ -334,11 +335,12 @@ fn parts_that_do_not_match_or_do_not_come_disturb_nobody() {
         assert_refused(&at_p1, Fault::Nodes, "P0");
         assert_refused(&at_p2, Fault::Nodes, "P0");
         // Only P2 gets its part: no plan ever names it.
-        let ClientMessage::Run { request_id, model, digest, share, .. } = raw.message(fresh_id(), &one.shares()[2])
+        let ClientMessage::Run { request_id, start_id, model, digest, share, .. } =
+            raw.message(P2, fresh_id(), &one.shares()[2])
         else {
             unreachable!()
         };
-        let hasty = ClientMessage::Run { request_id, model, digest, deadline_ms: 200, profile: false, share };
+        let hasty = ClientMessage::Run { request_id, start_id, model, digest, deadline_ms: 200, profile: false, share };
         assert_refused(&ask(&raw.connections[2], &hasty).await, Fault::Nodes, "no session within 200 ms");
         cluster.assert_works().await;
     });
@@ -378,7 +380,7 @@ fn a_client_that_leaves_takes_nobody_along() {
                 let prepared = from.prepare(&shared().digits[..1]);
                 for party in 0..3 {
                     let mut channel = open(&from.connections[party]).await;
-                    channel.send(&from.message(id, &prepared.shares()[party])).await.unwrap();
+                    channel.send(&from.message(PartyId::ALL[party], id, &prepared.shares()[party])).await.unwrap();
                     left.push(channel);
                 }
             }
@@ -402,7 +404,7 @@ fn a_client_that_leaves_takes_nobody_along() {
         let id = fresh_id();
         for party in 0..3 {
             let mut channel = open(&raw.connections[party]).await;
-            channel.send(&raw.message(id, &prepared.shares()[party])).await.unwrap();
+            channel.send(&raw.message(PartyId::ALL[party], id, &prepared.shares()[party])).await.unwrap();
             channels.push(channel);
         }
         until("it runs", || cluster.node(P2).status().sessions_running == 1).await;
@@ -494,7 +496,7 @@ fn nodes_with_different_sharings_say_so() {
         until("they have met", || cluster.node(P1).status().peers.iter().all(|peer| peer.connected)).await;
         let raw = Raw::connect(&cluster).await;
         let prepared = raw.prepare(&shared().digits[..1]);
-        let answer = ask(&raw.connections[1], &raw.message(fresh_id(), &prepared.shares()[1])).await;
+        let answer = ask(&raw.connections[1], &raw.message(P1, fresh_id(), &prepared.shares()[1])).await;
         assert_refused(&answer, Fault::Nodes, "P2 holds model \"digits\"");
     });
     cluster.kill(P2);
@@ -560,7 +562,7 @@ fn what_has_no_room_is_refused() {
     cluster.runtime.block_on(async {
         let raw = Raw::connect(&cluster).await;
         let sixteen = raw.prepare(&shared().digits[..16]);
-        let answer = ask(&raw.connections[1], &raw.message(fresh_id(), &sixteen.shares()[1])).await;
+        let answer = ask(&raw.connections[1], &raw.message(P1, fresh_id(), &sixteen.shares()[1])).await;
         assert_refused(&answer, Fault::Request, "MiB of working memory");
         // One runs, two wait, one is too many.
         let client = cluster.client().await;
@@ -571,7 +573,7 @@ fn what_has_no_room_is_refused() {
             let more = async {
                 until("two wait", || cluster.node(P1).status().waiting == 2).await;
                 let one = raw.prepare(&shared().digits[..1]);
-                let answer = ask(&raw.connections[1], &raw.message(fresh_id(), &one.shares()[1])).await;
+                let answer = ask(&raw.connections[1], &raw.message(P1, fresh_id(), &one.shares()[1])).await;
                 assert_refused(&answer, Fault::Busy, "too many");
             };
             tokio::join!(waiting, more).0

@@ -109,6 +109,8 @@ pub enum ClientMessage {
     Run {
         /// Drawn at random by the client; never used again.
         request_id: [u8; 16],
+        /// The number of the node's start, as it came with the manifest.
+        start_id: [u8; 16],
         /// The model's name.
         model: String,
         /// Digest of the manifest that the client shared its input for.
@@ -127,6 +129,8 @@ pub enum ClientMessage {
     Generate {
         /// Drawn at random by the client; never used again.
         request_id: [u8; 16],
+        /// The number of the node's start, as it came with the manifest.
+        start_id: [u8; 16],
         /// The model's name.
         model: String,
         /// Digest of the manifest that the client shared its prompt for.
@@ -158,6 +162,8 @@ pub enum NodeMessage {
     Manifest {
         /// Digest of the manifest.
         digest: [u8; 32],
+        /// Drawn by the node at its start: requests to it name this number.
+        start_id: [u8; 16],
         /// The encoded interface.
         interface: Vec<u8>,
         /// Tokenizer JSON, for models of texts.

@@ -201,10 +201,10 @@ impl Client {
                 Err(error) => error,
             };
             if let Error::Refused { fault: Fault::Request, .. } = &error {
-                // Perhaps the model was shared anew under its name.
+                // Perhaps the model was shared anew under its name, or a node has started anew.
                 self.forget(face.name());
                 let fresh = self.model(face.name()).await?;
-                if fresh.digest() == face.digest() {
+                if face.is_current(&fresh) {
                     return Err(error);
                 }
                 face = fresh;
@@ -317,6 +317,7 @@ impl Client {
         let request_id = fresh_id();
         let run = |party: PartyId| ClientMessage::Run {
             request_id,
+            start_id: face.start_id(party),
             model: face.name().into(),
             digest: face.digest(),
             deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),

@@ -130,7 +130,9 @@ impl Drive {
             if !held {
                 failures += 1;
             }
-            let transient = error.is_transient() || self.usage().new_tokens > 0 && is_absence(&error);
+            let transient = error.is_transient()
+                || self.usage().new_tokens > 0 && is_absence(&error)
+                || self.has_started_anew(&error).await;
             let again = held || transient && failures <= self.options.retries;
             if !again || Instant::now() + pause >= until {
                 break error;
@@ -144,6 +146,16 @@ impl Drive {
         self.client.forget(self.face.name());
         // The caller may have left.
         let _ = self.out.send(Err(error));
+    }
+
+    /// Whether a node refused only because it has started anew, with the same model; then the next try speaks to that start.
+    async fn has_started_anew(&mut self, error: &Error) -> bool {
+        let Error::Refused { fault: Fault::Request, .. } = error else { return false };
+        self.client.forget(self.face.name());
+        let Ok(fresh) = self.client.model(self.face.name()).await else { return false };
+        let anew = fresh.digest() == self.face.digest() && !self.face.is_current(&fresh);
+        self.face = fresh;
+        anew
     }
 
     /// From the tokens that there are to the end.
@@ -315,10 +327,18 @@ impl Channels {
         let left = until.saturating_duration_since(Instant::now());
         let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         let mut messages = Vec::new();
-        for (share, noise_seed) in shares.into_iter().zip(noise) {
-            let (model, digest) = (face.name().into(), face.digest());
-            let message =
-                ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed, share };
+        for (party, (share, noise_seed)) in PartyId::ALL.into_iter().zip(shares.into_iter().zip(noise)) {
+            let (start_id, model, digest) = (face.start_id(party), face.name().into(), face.digest());
+            let message = ClientMessage::Generate {
+                request_id,
+                start_id,
+                model,
+                digest,
+                deadline_ms,
+                options,
+                noise_seed,
+                share,
+            };
             messages.push(encoded(&message)?);
         }
         usage.sent.iter_mut().zip(&messages).for_each(|(sent, message)| *sent += message.len() as u64);

@@ -16,6 +16,8 @@ const LARGEST_SIDE: usize = 1 << 24;
 pub struct ModelFace {
     name: String,
     digest: [u8; 32],
+    /// By node, the number of its start: it takes no request that names another.
+    start_ids: [[u8; 16]; 3],
     interface: Interface,
     tokenizer: Option<Tokenizer>,
 }
@@ -24,10 +26,12 @@ impl ModelFace {
     /// Takes what the three nodes answered. They must agree to the byte.
     pub(crate) fn from_answers(name: &str, answers: [NodeMessage; 3]) -> Result<Self, Error> {
         let mut parts = Vec::new();
+        let mut start_ids = [[0; 16]; 3];
         for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
-            let NodeMessage::Manifest { digest, interface, tokenizer } = answer else {
+            let NodeMessage::Manifest { digest, start_id, interface, tokenizer } = answer else {
                 return Err(Error::unexpected(party, "another answer than a manifest"));
             };
+            start_ids[party.index()] = start_id;
             parts.push((digest, interface, tokenizer));
         }
         for other in 1..3 {
@@ -42,7 +46,7 @@ impl ModelFace {
         let (digest, interface, tokenizer) = parts.swap_remove(0);
         let decoded = codec::decode(&interface, codec::LARGEST_BYTES);
         let interface = decoded.map_err(|error| Error::Unusable { model: name.into(), what: error.to_string() })?;
-        Self::new(name, digest, interface, tokenizer)
+        Ok(Self::new(name, digest, interface, tokenizer)?.at_starts(start_ids))
     }
 
     /// A model from its public parts, without nodes: for tools that run all three parties themselves, and for tests.
@@ -53,9 +57,24 @@ impl ModelFace {
         let unusable = |what: String| Error::Unusable { model: name.into(), what };
         let tokenizer = tokenizer.map(Tokenizer::from_bytes).transpose();
         let tokenizer = tokenizer.map_err(|error| unusable(error.to_string()))?;
-        let face = Self { name: name.into(), digest, interface, tokenizer };
+        let face = Self { name: name.into(), digest, start_ids: [[0; 16]; 3], interface, tokenizer };
         face.check().map_err(|what| unusable(what.into()))?;
         Ok(face)
+    }
+
+    /// The same on nodes whose starts have these numbers, in the order of parties.
+    pub fn at_starts(self, start_ids: [[u8; 16]; 3]) -> Self {
+        Self { start_ids, ..self }
+    }
+
+    /// The number of a node's start, which every request to it names.
+    pub fn start_id(&self, party: PartyId) -> [u8; 16] {
+        self.start_ids[party.index()]
+    }
+
+    /// Whether nothing has changed since: the model is the same, and no node has started anew.
+    pub(crate) fn is_current(&self, fresh: &ModelFace) -> bool {
+        (self.digest, self.start_ids) == (fresh.digest, fresh.start_ids)
     }
 
     /// The name that clients ask for it by.

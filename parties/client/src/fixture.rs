@@ -67,6 +67,7 @@ pub(crate) fn answer(interface: &Interface, digest: u8) -> NodeMessage {
     let texts = matches!(interface.input, Input::Tokens { .. });
     NodeMessage::Manifest {
         digest: [digest; 32],
+        start_id: [digest; 16],
         interface: codec::encode(interface).unwrap(),
         tokenizer: texts.then(|| WORDS.as_bytes().to_vec()),
     }

@@ -27,7 +27,8 @@ pub const KEYS: &[(&str, Option<&str>, &str)] = &[
     ("threads", Some("0"), "worker threads for arithmetic; 0 takes one for each core"),
     ("max_sessions", Some("2"), "sessions that run at once"),
     ("max_batch", Some("32"), "inputs that run together in one session; the smallest of the three nodes counts"),
-    ("max_queue", Some("256"), "requests that may wait"),
+    ("max_queue", Some("256"), "requests that may wait, and generations that may be alive"),
+    ("queue_mib", Some("512"), "memory that what clients send may take while it comes and waits"),
     ("max_clients", Some("256"), "clients that may be connected"),
     ("memory_mib", Some("4096"), "working memory that all sessions together may take, beside the weights"),
     ("cache_mib", Some("4096"), "memory that the keys and values of all generations together may take"),
@@ -63,8 +64,10 @@ pub struct Config {
     pub max_sessions: usize,
     /// Inputs that run together in one session.
     pub max_batch: usize,
-    /// Requests that may wait.
+    /// Requests that may wait, and generations that may be alive.
     pub max_queue: usize,
+    /// Memory for what clients send, while it comes and waits, in bytes.
+    pub queue_bytes: u64,
     /// Clients that may be connected.
     pub max_clients: usize,
     /// Working memory of all sessions together, in bytes.
@@ -111,6 +114,7 @@ impl Config {
             max_sessions: 2,
             max_batch: 32,
             max_queue: 256,
+            queue_bytes: 512 << 20,
             max_clients: 256,
             memory_bytes: 4 << 30,
             cache_bytes: 4 << 30,

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use tercet_net::{Connection, NetError, PartyId};
 
 use crate::desk::LEAD;
+use crate::key::RequestKey;
 use crate::lead::Verdict;
 use crate::plan::PeerMessage;
 use crate::shared::Shared;
@@ -60,14 +61,19 @@ fn hear(
             shared.peer_allows(peer, most);
             shared.peer_holds(peer, connection, cards);
         }
-        PeerMessage::Here { requests } if to_lead => shared.desk.announced(peer, &requests),
+        PeerMessage::Here { requests } if to_lead => {
+            let here = shared.desk.announced(peer, &requests);
+            let first = here.into_iter().filter(|key| key.step == 0).collect();
+            shared.spawn(name(connection.clone(), first));
+        }
+        PeerMessage::Named { requests } if from_lead => shared.desk.named(&requests),
         PeerMessage::Gone { request } if to_lead => shared.desk.renounced(peer, Some(request)),
         PeerMessage::Plan(plan) if from_lead => shared.proposed(plan, connection),
         PeerMessage::Start { session, nonces } if from_lead => shared.started(session, nonces),
         PeerMessage::Cancel { session } if from_lead => shared.cancelled(session),
         PeerMessage::Drop { requests, fault, reason } if from_lead => shared.dropped(requests, fault, &reason),
-        PeerMessage::Accept { session, plan_hash, nonce } if to_lead => {
-            decide(shared, (session, peer), Verdict::Accepted { plan_hash, nonce });
+        PeerMessage::Accept { session, plan_hash, nonce, shown } if to_lead => {
+            decide(shared, (session, peer), Verdict::Accepted { plan_hash, nonce, shown });
         }
         PeerMessage::Refuse { session, objection } if to_lead => {
             decide(shared, (session, peer), Verdict::Refused(objection));
@@ -75,6 +81,16 @@ fn hear(
         _ => return Err("a message that is not for it to send, or not for this node"),
     }
     Ok(())
+}
+
+/// Tells a node which of the requests that it announced are at the lead, too.
+pub(crate) async fn name(connection: Connection, requests: Vec<RequestKey>) {
+    if requests.is_empty() {
+        return;
+    }
+    if let Err(error) = connection.send_message(&PeerMessage::Named { requests }).await {
+        tracing::debug!(%error, "a node could not be told");
+    }
 }
 
 fn decide(shared: &Shared, name: (u128, PartyId), verdict: Verdict) {

@@ -79,8 +79,8 @@ impl Shared {
             refused: counters.refused.get(),
             generations: self.desk.generations() as u32,
             steps_done: counters.steps_done.get(),
-            cache_bytes: self.cache.reserved(),
-            cache_limit_bytes: self.cache.limit(),
+            cache_bytes: self.quotas.pages.held(),
+            cache_limit_bytes: self.quotas.pages.limit(),
             peak_rss_bytes: peak_rss_bytes(),
             fresh_bytes: tercet_ring::Heap::statistics().fresh_bytes,
         }

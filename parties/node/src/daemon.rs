@@ -9,12 +9,11 @@ use tercet_net::{
     PartyId, PublicKey, Role, SessionSettings,
 };
 use tercet_ring::Pool;
-use tokio::sync::Semaphore;
 
-use crate::cache::Cache;
 use crate::config::Config;
 use crate::desk::{Desk, LEAD, STOPPING};
 use crate::models::{ModelError, Models};
+use crate::quota::Quotas;
 use crate::shared::{Limits, Phase, Shared};
 use crate::{clients, control, lead};
 
@@ -99,9 +98,8 @@ impl Node {
             idle_deadline: config.idle_deadline,
         };
         let settings = SessionSettings { round_deadline: config.round_deadline, limits: FrameLimits::default() };
-        let desk = Desk::new(config.max_queue);
-        let cache = Cache::new(config.cache_bytes);
-        let shared = Shared::new(me, endpoint, models, desk, cache, Pool::new(threads), settings, limits);
+        let quotas = Quotas::new(config.max_queue, config.queue_bytes, config.cache_bytes);
+        let shared = Shared::new(me, endpoint, models, Desk::new(), quotas, Pool::new(threads), settings, limits);
         shared.spawn(welcome(shared.clone()));
         if me == LEAD {
             shared.spawn(lead::lead(shared.clone()));
@@ -137,8 +135,8 @@ impl Node {
         self.shutdown(grace).await;
     }
 
-    /// Refuses what waits and what comes, gives running sessions `grace` to end and their answers to leave, then closes
-    /// every connection.
+    /// Refuses what comes, gives requests and generations that were let in `grace` to end and their answers to leave, refuses
+    /// what has not ended, then closes every connection.
     pub async fn shutdown(&self, grace: Duration) {
         let shared = &self.shared;
         shared.phase.send_if_modified(|phase| {
@@ -146,20 +144,16 @@ impl Node {
             *phase = (*phase).max(Phase::Stopping);
             serving
         });
-        tracing::info!(party = %shared.me, sessions = shared.status().sessions_running, "stopping");
+        let status = shared.status();
+        let (sessions, generations) = (status.sessions_running, status.generations);
+        tracing::info!(party = %shared.me, sessions, generations, waiting = status.waiting, "stopping");
+        let mut open = shared.open_requests.subscribe();
+        if tokio::time::timeout(grace, open.wait_for(|open| *open == 0)).await.is_err() {
+            tracing::warn!("not all requests and generations ended within the grace");
+        }
+        shared.phase.send_modify(|phase| *phase = (*phase).max(Phase::Closing));
         for held in shared.desk.close() {
             held.refuse(Fault::Nodes, STOPPING);
-        }
-        let all = shared.limits.max_sessions as u32;
-        let ended = async {
-            // Every session has a place, also while it is being agreed upon.
-            let places: &Semaphore = &shared.places;
-            let _ = places.acquire_many(all).await.map(|permit| permit.forget());
-            let mut open = shared.open_requests.subscribe();
-            let _ = open.wait_for(|open| *open == 0).await;
-        };
-        if tokio::time::timeout(grace, ended).await.is_err() {
-            tracing::warn!("not all sessions ended within the grace");
         }
         tokio::time::sleep(LAST_WORDS).await;
         shared.endpoint.shutdown("the node is being stopped").await;

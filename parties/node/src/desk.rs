@@ -34,7 +34,6 @@ pub(crate) const LEAD: PartyId = PartyId::P1;
 /// Why a request is not taken in.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotHeld {
-    Full,
     Replayed,
     Closed,
     /// The generation of which it is a step has ended.
@@ -50,7 +49,6 @@ pub(crate) struct Desk {
     seen: Cache<Name, u32>,
     /// Why generations ended before their time, here or at the lead.
     ended: Cache<Name, Refusal>,
-    capacity: usize,
 }
 
 #[derive(Default)]
@@ -131,14 +129,14 @@ impl Drop for Decoding {
 }
 
 impl Desk {
-    pub(crate) fn new(capacity: usize) -> Arc<Desk> {
+    pub(crate) fn new() -> Arc<Desk> {
         let (memory, most) = REPLAY_MEMORY;
         // The least recently used goes first: a new number is never the one that is forgotten.
         let policy = EvictionPolicy::lru();
         let seen = Cache::builder().max_capacity(most).eviction_policy(policy.clone()).time_to_live(memory).build();
         let (memory, most) = ENDS_MEMORY;
         let ended = Cache::builder().max_capacity(most).eviction_policy(policy).time_to_live(memory).build();
-        Arc::new(Desk { state: Mutex::default(), changed: Notify::new(), seen, ended, capacity })
+        Arc::new(Desk { state: Mutex::default(), changed: Notify::new(), seen, ended })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -147,17 +145,13 @@ impl Desk {
 
     /// A generation begins.
     pub(crate) fn join(self: &Arc<Self>, name: Name, kind: Kind) -> Result<Alive, NotHeld> {
-        let mut state = self.lock();
-        if state.turns.len() >= self.capacity {
-            return Err(NotHeld::Full);
-        }
-        if !state.turns.join(name, kind) {
+        if !self.lock().turns.join(name, kind) {
             return Err(NotHeld::Replayed);
         }
         Ok(Alive { desk: self.clone(), name })
     }
 
-    /// Takes work in; its answer comes out of the receiver. There is a place for every further step of a generation.
+    /// Takes work in, for which there is a place; its answer comes out of the receiver.
     pub(crate) fn hold(&self, work: Work) -> Result<oneshot::Receiver<Answer>, NotHeld> {
         let key = work.key;
         let mut state = self.lock();
@@ -169,8 +163,6 @@ impl Desk {
                 return Err(NotHeld::Ended(why));
             }
             self.seen.insert(key.name, key.step);
-        } else if state.held.len() >= self.capacity {
-            return Err(NotHeld::Full);
         } else if !self.seen.entry(key.name).or_insert(0).is_fresh() {
             return Err(NotHeld::Replayed);
         }
@@ -222,9 +214,10 @@ impl Desk {
         self.ended.get(name)
     }
 
-    /// Another node has its parts of these requests.
-    pub(crate) fn announced(&self, by: PartyId, requests: &[RequestKey]) {
+    /// Another node has its parts of these requests. Those of them that are here too.
+    pub(crate) fn announced(&self, by: PartyId, requests: &[RequestKey]) -> Vec<RequestKey> {
         let mut state = self.lock();
+        let here = requests.iter().filter(|key| state.is_here(key)).copied().collect();
         for key in requests {
             let room = state.elsewhere.len() < ANNOUNCED_AT_MOST || state.elsewhere.contains_key(key);
             if room && !self.ended.contains_key(&key.name) {
@@ -233,6 +226,27 @@ impl Desk {
         }
         drop(state);
         self.changed.notify_waiters();
+        here
+    }
+
+    /// The lead has its parts of these requests, too.
+    pub(crate) fn named(&self, requests: &[RequestKey]) {
+        let mut state = self.lock();
+        for key in requests {
+            if let Some(held) = state.held.get_mut(key) {
+                held.named = true;
+            }
+        }
+    }
+
+    /// Whether a request waits here of which the lead has not said that it has its part.
+    pub(crate) fn is_unnamed(&self, key: &RequestKey) -> bool {
+        self.lock().held.get(key).is_some_and(|held| !held.named)
+    }
+
+    /// Whether a request waits here that must make room for another client's.
+    pub(crate) fn gives_way(&self, key: &RequestKey) -> bool {
+        self.lock().held.get(key).is_some_and(|held| held.work.gives_way())
     }
 
     /// Another node no longer has its part of this request, or of any.
@@ -399,7 +413,9 @@ impl State {
     }
 
     fn take(&mut self, key: RequestKey) -> Option<Held> {
-        let held = self.held.remove(&key)?;
+        let mut held = self.held.remove(&key)?;
+        // By the plan that takes it, or at the lead itself.
+        held.named = true;
         self.out.insert(key);
         self.turns.taken(&key.name);
         self.order.retain(|other| *other != key);

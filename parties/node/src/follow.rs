@@ -9,13 +9,14 @@ use tercet_net::{Connection, Fault, PartyId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::clients::Refusal;
-use crate::desk::STOPPING;
 use crate::held::Held;
 use crate::key::RequestKey;
+use crate::lead::PEER_PATIENCE;
 use crate::models::Model;
 use crate::plan::{Agreement, BatchPlan, Objection, PeerMessage, fresh};
 use crate::session::{self, Room};
 use crate::shared::Shared;
+use crate::shown::Shown;
 
 /// How long a plan waits for requests that P1 has and this node has not yet.
 const STRAGGLER_PATIENCE: Duration = Duration::from_secs(3);
@@ -45,6 +46,8 @@ struct Accepted {
     nonce: [u8; 32],
     model: Arc<Model>,
     requests: Vec<Held>,
+    /// To P1 and to the third node: what was shown, and the session's seeds, are those of these connections.
+    connections: [Connection; 2],
     place: OwnedSemaphorePermit,
 }
 
@@ -72,7 +75,7 @@ impl Shared {
         self.spawn(async move {
             let answer = match objection {
                 Some(objection) => Err(objection),
-                None => shared.consider(plan).await,
+                None => shared.consider(plan, &from).await,
             };
             let message = match answer {
                 Ok(message) => message,
@@ -92,17 +95,17 @@ impl Shared {
     }
 
     /// Checks everything in a plan; it is accepted or forgotten afterwards.
-    async fn consider(&self, plan: BatchPlan) -> Result<PeerMessage, Objection> {
+    async fn consider(&self, plan: BatchPlan, from: &Connection) -> Result<PeerMessage, Objection> {
         let session = plan.session;
-        let considered = self.accept(plan).await;
+        let considered = self.accept(plan, from).await;
         let mut proposals = self.proposals();
         match (considered, proposals.get_mut(&session)) {
-            (Ok(accepted), Some(proposal)) => {
+            (Ok((accepted, shown)), Some(proposal)) => {
                 let (plan_hash, nonce) = (accepted.hash, accepted.nonce);
                 proposal.accepted = Some(accepted);
-                Ok(PeerMessage::Accept { session, plan_hash, nonce })
+                Ok(PeerMessage::Accept { session, plan_hash, nonce, shown })
             }
-            (Ok(accepted), None) => {
+            (Ok((accepted, _)), None) => {
                 drop(proposals);
                 self.desk.put_back(accepted.requests);
                 Err(Objection::nodes("the plan was cancelled"))
@@ -114,20 +117,19 @@ impl Shared {
         }
     }
 
-    async fn accept(&self, plan: BatchPlan) -> Result<Accepted, Objection> {
+    async fn accept(&self, plan: BatchPlan, from: &Connection) -> Result<(Accepted, Shown), Objection> {
         let model = self.models.get(&plan.model).filter(|model| model.share.digest() == plan.digest).cloned();
         let model = model.ok_or_else(|| Objection::nodes(format!("it does not hold this model {:?}", plan.model)))?;
         let hash = plan.hash().map_err(|error| Objection::nodes(error.to_string()))?;
         if !self.fits(&model, &plan.shape) {
             return Err(Objection::busy(format!("{} are more than it has room for", plan.shape)));
         }
+        let third = self.endpoint.wait_party(self.third(), PEER_PATIENCE).await;
+        let third = third.map_err(|error| Objection::nodes(error.to_string()))?;
         let place = tokio::time::timeout(PLACE_PATIENCE, self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
             return Err(Objection::busy("all its places are taken"));
         };
-        if !self.is_serving() {
-            return Err(Objection::nodes(STOPPING));
-        }
         let collected = self.desk.collect(&plan.requests, STRAGGLER_PATIENCE).await;
         let requests = collected.map_err(|missing| self.without(missing))?;
         let shapes = requests.iter().map(|held| Some(held.work.shape.clone()));
@@ -143,7 +145,18 @@ impl Shared {
             let reason = "the shapes of its parts are not those of the plan: the client sent parts that do not match";
             return Err(Objection { fault: Fault::Request, reason: reason.into(), missing: odd });
         }
-        Ok(Accepted { plan, hash, nonce: fresh(), model, requests, place })
+        let replicas: Vec<_> = requests.iter().map(|held| (held.key(), held.work.replicas())).collect();
+        let connections = [from.clone(), third];
+        let Some(shown) = Shown::of(self.me, &hash, &connections, &replicas) else {
+            self.desk.put_back(requests);
+            return Err(Objection::nodes("it is connected to no node where one is due"));
+        };
+        Ok((Accepted { plan, hash, nonce: fresh(), model, requests, connections, place }, shown))
+    }
+
+    /// The node beside P1 and this one.
+    fn third(&self) -> PartyId {
+        if self.me == PartyId::P0 { PartyId::P2 } else { PartyId::P0 }
     }
 
     /// Requests are missing: of those of which it is known why, only all with one reason are named at a time.
@@ -160,25 +173,16 @@ impl Shared {
 
     /// All three have agreed: the session begins.
     pub(crate) fn started(self: &Arc<Self>, session: u128, nonces: [[u8; 32]; 3]) {
-        let Some(Proposal { from, accepted: Some(accepted) }) = self.proposals().remove(&session) else {
+        let Some(Proposal { accepted: Some(accepted), .. }) = self.proposals().remove(&session) else {
             return tracing::info!("a session was started that was not accepted, or no longer");
         };
-        let Accepted { plan, hash, nonce, model, requests, place } = accepted;
+        let Accepted { plan, hash, nonce, model, requests, connections, place } = accepted;
         if nonces[self.me.index()] != nonce {
             tracing::error!("P1 did not pass this node's part of a session's seeds on; the session is not run");
             return self.desk.put_back(requests);
         }
-        let shared = self.clone();
-        self.spawn(async move {
-            let other = if shared.me == PartyId::P0 { PartyId::P2 } else { PartyId::P0 };
-            match shared.endpoint.wait_party(other, START_PATIENCE).await {
-                Ok(connection) => {
-                    let room = Room { model, connections: [from, connection], place, turn: None };
-                    session::run(shared, Agreement { plan, hash, nonces }, requests, room).await;
-                }
-                Err(error) => session::refuse_all(&shared, requests, &error.to_string()),
-            }
-        });
+        let room = Room { model, connections, place, turn: None };
+        self.spawn(session::run(self.clone(), Agreement { plan, hash, nonces }, requests, room));
     }
 
     /// A session does not take place, if it has not begun: its requests wait on.
@@ -214,7 +218,7 @@ mod tests {
     use tercet_model::{Model, calibrate, calibration_inputs};
     use tercet_net::{
         ByteChannel, ChannelId, ClientMessage, ClientPolicy, Endpoint, EndpointConfig, Identity, InputShare, LinkKind,
-        LinkProfile, PeerAddress,
+        LinkProfile, NodeMessage, PeerAddress,
     };
 
     use super::*;
@@ -271,13 +275,18 @@ mod tests {
         let asking = Endpoint::bind(EndpointConfig { profile: LinkProfile::Loopback, ..client_config }).unwrap();
         let address = PeerAddress::new(LinkKind::Quic, node.address());
         let connection = asking.dial(PartyId::P0, &address).await.unwrap();
+        let mut channel = connection.open_channel(ChannelId::request(0)).await.unwrap();
+        channel.send(&ClientMessage::Manifest { model: "digits".into() }).await.unwrap();
+        let manifest = channel.recv(1 << 20, PATIENCE).await.unwrap();
+        let NodeMessage::Manifest { start_id, .. } = manifest else { panic!("{manifest:?}") };
         let mut channel = connection.open_channel(ChannelId::request(1)).await.unwrap();
         let seed = Some([7; 32]);
         let (masked, keys) = (Vec::new(), Default::default());
         let share = InputShare { batch: 1, rows: ROWS as u32, first_seed: seed, second_seed: seed, masked, keys };
         let (request_id, model) = ([5; 16], "digits".into());
         let (deadline_ms, profile) = (60_000, false);
-        channel.send(&ClientMessage::Run { request_id, model, digest, deadline_ms, profile, share }).await.unwrap();
+        let run = ClientMessage::Run { request_id, start_id, model, digest, deadline_ms, profile, share };
+        channel.send(&run).await.unwrap();
         let request = RequestKey::new(&client, request_id);
         let announced = lead.recv_message::<PeerMessage>().await.unwrap();
         assert!(matches!(announced, PeerMessage::Here { requests } if requests == [request]));
@@ -353,7 +362,8 @@ mod tests {
         assert_eq!(scene.node.status().sessions_failed, 0);
 
         // What only P0 and P2 say to P1.
-        scene.say(PeerMessage::Accept { session: 2, plan_hash: [0; 32], nonce: [0; 32] }).await;
+        let shown = Shown::of_nothing();
+        scene.say(PeerMessage::Accept { session: 2, plan_hash: [0; 32], nonce: [0; 32], shown }).await;
         tokio::time::timeout(PATIENCE, scene.lead.closed()).await.expect("was listened to");
     }
 }

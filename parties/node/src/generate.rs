@@ -8,23 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tercet_core::{Extent, Layout};
-use tercet_engine::{Choice, Member, Noise, Sequence, StepInput, StepShape, cache_bytes, parse_rows};
+use tercet_engine::{Choice, Noise, Replicas, Sequence, StepShape, cache_bytes, check_rows};
 use tercet_net::{
     ByteChannel, ByteReceiver, ByteSender, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage,
-    NoiseSeed, PartyId, TokenChoice, codec,
+    NoiseSeed, PartyId, PublicKey, TokenChoice, codec,
 };
 use tercet_ring::Seed;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::cache::Pages;
-use crate::clients::{Refusal, aside, say, served};
+use crate::clients::{Asked, Refusal, Unheard, aside, receive, say, served};
 use crate::desk::{Alive, LEAD, STOPPING};
-use crate::held::{Answer, Task, Work};
+use crate::held::{Answer, Pages, Room, Sent, Task, Work};
 use crate::key::RequestKey;
 use crate::lead::disown;
 use crate::models::Model;
-use crate::plan::PeerMessage;
+use crate::quota::Lease;
 use crate::shape::Shape;
 use crate::shared::{Phase, Shared};
 use crate::stay::Stay;
@@ -35,13 +34,15 @@ const NOISE_LABEL: &str = "tercet choice noise v1";
 
 /// How a client asks for a generation.
 pub(crate) struct Opening {
+    pub(crate) client: PublicKey,
     pub(crate) key: RequestKey,
-    pub(crate) model: String,
-    pub(crate) digest: [u8; 32],
+    pub(crate) asked: Asked,
     pub(crate) deadline: Duration,
     pub(crate) options: GenerationOptions,
     pub(crate) noise_seed: Option<NoiseSeed>,
     pub(crate) share: InputShare,
+    /// The bytes that the share takes here.
+    pub(crate) room: Lease,
 }
 
 /// How a generation ends.
@@ -90,6 +91,7 @@ async fn deliver(sender: &mut ByteSender, mut letters: mpsc::UnboundedReceiver<L
 /// What all steps of a generation have in common.
 struct Generation<'a> {
     shared: &'a Arc<Shared>,
+    client: PublicKey,
     model: Arc<Model>,
     options: GenerationOptions,
     deadline: Duration,
@@ -98,15 +100,23 @@ struct Generation<'a> {
     alive: Alive,
 }
 
-/// The pages of a step, its rows, and how many these are.
-type Step = (Pages, StepInput, usize);
+/// A step that is to be held.
+struct Step {
+    pages: Pages,
+    /// Rows that the client sent; none where the step reads the token that the last one chose.
+    sent: Option<Sent>,
+    /// How many these are.
+    rows: usize,
+    /// The place of the first step among all that wait.
+    place: Option<Lease>,
+}
 
 impl<'a> Generation<'a> {
     /// Checks everything about a generation, and reserves its memory.
     async fn admit(shared: &'a Arc<Shared>, opening: Opening) -> Result<(Self, Step), Refusal> {
-        let Opening { key, model, digest, deadline, options, noise_seed, share } = opening;
+        let Opening { client, key, asked, deadline, options, noise_seed, share, room: bytes_sent } = opening;
         let theirs = |reason: String| Refusal::new(Fault::Request, reason);
-        let model = served(shared, &model, digest)?;
+        let model = served(shared, &asked)?;
         let context = model.decoder().map_err(|error| theirs(error.to_string()))?.context;
         let (rows, positions) = (share.rows as usize, options.max_positions as usize);
         if share.batch != 1 {
@@ -120,17 +130,22 @@ impl<'a> Generation<'a> {
             return Err(theirs(format!("{asked}: the prompt has {rows}, and the model takes at most {context}")));
         }
         let noise = noise(shared.me, &options, noise_seed, model.hottest())?;
+        let place = shared.quotas.generations.take(client, 1).await;
+        let place =
+            place.map_err(|_| Refusal::new(Fault::Busy, "too many generations are under way: try again later"))?;
         let manifest = model.share.manifest();
         let bytes = cache_bytes(manifest, shared.me, positions);
-        let room = shared.cache.reserve(bytes).map_err(|free| {
-            let (needed, limit) = (mib(bytes), mib(shared.cache.limit()));
+        let pages = &shared.quotas.pages;
+        let bytes = pages.take(client, bytes).await.map_err(|full| {
+            let (needed, limit) = (mib(bytes), mib(pages.limit()));
             let reason = format!(
                 "{positions} positions take {needed} MiB of the memory for generations, and {} of {limit} are free: try again \
                  later, or ask for fewer",
-                mib(free)
+                mib(full.free)
             );
             Refusal::new(Fault::Busy, reason)
         })?;
+        let room = Room { bytes, place };
         let reentry = matches!(options.choice, TokenChoice::Token { reenter: true, .. });
         let kind = Kind { model: model.name().into(), choice: choice(&options), reentry };
         let alive = shared.desk.join(key.name, kind)?;
@@ -138,12 +153,14 @@ impl<'a> Generation<'a> {
         let sequence = Sequence::new(manifest, shared.me).map_err(|error| theirs(error.to_string()))?;
         let step = self::shape(Extent { past: 0, rows }, &options, false);
         let shape = Shape::Step(step.clone());
-        let parsed = aside(shared, &model, &shape, move |shared, model| {
+        let place = Some(shared.quotas.places.take(client, 1).await.map_err(Refusal::no_place)?);
+        let sent = aside(shared, &model, &shape, move |shared, model| {
             model.check_answer(&step)?;
-            parse_rows(shared.me, model.share.manifest(), &model.interface, &share)
+            check_rows(shared.me, model.share.manifest(), &model.interface, &share)?;
+            Ok(Sent { replicas: Replicas::of(shared.me, &share), share, room: bytes_sent })
         });
-        let first = (Pages { sequence, room }, StepInput::Rows(parsed.await?), rows);
-        Ok((Generation { shared, model, options, deadline, until, noise, alive }, first))
+        let first = Step { pages: Pages { sequence, room }, sent: Some(sent.await?), rows, place };
+        Ok((Generation { shared, client, model, options, deadline, until, noise, alive }, first))
     }
 
     /// Takes step after step. What is held is looked after until it is answered or withdrawn.
@@ -188,19 +205,22 @@ impl<'a> Generation<'a> {
             if self.is_over() {
                 return End::Refused(self.outlived());
             }
+            if pages.room.is_revoked() {
+                return End::Refused(Refusal::gave_way());
+            }
             key = key.next();
             // A step that comes by itself need not wait for the client to read the one before.
-            let input = if self.reenters() {
-                StepInput::Chosen
+            let sent = if self.reenters() {
+                None
             } else if sent.await.is_err() {
                 return End::Left;
             } else {
-                match self.next_row(receiver).await {
-                    Ok(input) => input,
+                match self.next_row(receiver, &pages.room).await {
+                    Ok(sent) => Some(sent),
                     Err(end) => return end,
                 }
             };
-            held = self.hold(key, (pages, input, 1)).await;
+            held = self.hold(key, Step { pages, sent, rows: 1, place: None }).await;
         }
     }
 
@@ -237,51 +257,52 @@ impl<'a> Generation<'a> {
 
     /// Has a step wait for its session.
     async fn hold(&self, key: RequestKey, step: Step) -> Result<oneshot::Receiver<Answer>, Refusal> {
-        let (Pages { sequence, room }, input, rows) = step;
-        let by_itself = matches!(input, StepInput::Chosen);
-        let shape = Shape::Step(self::shape(Extent { past: sequence.len(), rows }, &self.options, by_itself));
+        let Step { pages, sent, rows, place } = step;
+        let by_itself = sent.is_none();
+        let past = pages.sequence.len();
+        let shape = Shape::Step(self::shape(Extent { past, rows }, &self.options, by_itself));
         let noise = self.noise.as_ref().map(|(temperature, seed)| Noise {
             temperature: *temperature,
             seed: seed.as_ref().map(|seed| seed.derive(NOISE_LABEL, &key.step.to_le_bytes())),
         });
-        let task = Task::Step { member: Member { sequence, input, noise }, room };
-        let answer = self.shared.desk.hold(Work { key, model: self.model.clone(), shape, task })?;
+        let task = Task::Step { pages, rows: sent, noise };
+        let answer = self.shared.desk.hold(Work { key, model: self.model.clone(), shape, task, place })?;
         if !by_itself {
-            self.shared.tell_lead(PeerMessage::Here { requests: vec![key] }).await;
+            self.shared.came(key).await;
         }
         Ok(answer)
     }
 
     /// The row that the client brings for the next step.
-    async fn next_row(&self, receiver: &mut ByteReceiver) -> Result<StepInput, End> {
+    async fn next_row(&self, receiver: &mut ByteReceiver, held: &Room) -> Result<Sent, End> {
         let refuse = |fault, reason: String| End::Refused(Refusal::new(fault, reason));
-        let idle = self.shared.limits.idle_deadline;
-        let limit = self.shared.models.request_limit_bytes();
-        let mut phase = self.shared.phase.subscribe();
-        let message = tokio::select! {
-            message = receiver.next_bytes(limit, idle) => message,
+        let shared = self.shared;
+        let idle = shared.limits.idle_deadline;
+        let mut phase = shared.phase.subscribe();
+        let heard = tokio::select! {
+            heard = receive(shared, self.client, receiver, idle) => heard,
             () = tokio::time::sleep_until(self.until) => return Err(End::Refused(self.outlived())),
             why = self.alive.ended() => return Err(End::Refused(why)),
-            _ = phase.wait_for(|phase| *phase >= Phase::Stopping) => return Err(refuse(Fault::Nodes, STOPPING.into())),
+            () = held.revoked() => return Err(End::Refused(Refusal::gave_way())),
+            _ = phase.wait_for(|phase| *phase >= Phase::Closing) => return Err(refuse(Fault::Nodes, STOPPING.into())),
         };
-        let share = match said(message) {
-            Ok(ClientMessage::Next { share }) => share,
-            Ok(ClientMessage::Finish) => return Err(End::Done),
+        let (share, room) = match heard {
+            Ok((ClientMessage::Next { share }, room)) => (share, room),
+            Ok((ClientMessage::Finish, _)) | Err(Unheard::Ended) => return Err(End::Done),
             Ok(_) => return Err(refuse(Fault::Request, "another message than the next row of a generation".into())),
-            // Nothing more follows.
-            Err(Unsaid::Ended) => return Err(End::Done),
-            Err(Unsaid::Late) => {
+            Err(Unheard::Lost(NetError::Deadline { .. })) => {
                 let ms = idle.as_millis();
                 return Err(refuse(Fault::Request, format!("no next row within {ms} ms: the generation is given up")));
             }
-            Err(Unsaid::Lost) => return Err(End::Left),
-            Err(Unsaid::Wrong(what)) => return Err(refuse(Fault::Request, what)),
+            Err(Unheard::Lost(_)) => return Err(End::Left),
+            Err(Unheard::Refused(refusal)) => return Err(End::Refused(refusal)),
         };
         if (share.batch, share.rows) != (1, 1) {
             return Err(refuse(Fault::Request, format!("{share:?} where one row is due")));
         }
-        let parsed = parse_rows(self.shared.me, self.model.share.manifest(), &self.model.interface, &share);
-        parsed.map(StepInput::Rows).map_err(|error| refuse(Fault::Request, error.to_string()))
+        let checked = check_rows(shared.me, self.model.share.manifest(), &self.model.interface, &share);
+        checked.map_err(|error| refuse(Fault::Request, error.to_string()))?;
+        Ok(Sent { replicas: Replicas::of(shared.me, &share), share, room })
     }
 }
 
@@ -291,33 +312,17 @@ async fn ended(receiver: &mut ByteReceiver) -> End {
     const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
     /// A message that says `Finish`.
     const SHORT_BYTES: usize = 64;
-    match said(receiver.next_bytes(SHORT_BYTES, FOREVER).await) {
-        Ok(ClientMessage::Finish) => End::Done,
+    let wrong =
+        || End::Refused(Refusal::new(Fault::Request, "a message where none is due: a step of the generation runs"));
+    match receiver.next_bytes(SHORT_BYTES, FOREVER).await {
+        Ok(Some(bytes)) => match codec::decode(&bytes, bytes.len()) {
+            Ok(ClientMessage::Finish) => End::Done,
+            _ => wrong(),
+        },
         // Nothing more follows; it may wait still.
-        Err(Unsaid::Ended) => std::future::pending().await,
-        Err(Unsaid::Lost | Unsaid::Late) => End::Left,
-        Ok(_) | Err(Unsaid::Wrong(_)) => {
-            End::Refused(Refusal::new(Fault::Request, "a message where none is due: a step of the generation runs"))
-        }
-    }
-}
-
-/// Why there is no message.
-enum Unsaid {
-    Ended,
-    Late,
-    Lost,
-    Wrong(String),
-}
-
-fn said(message: Result<Option<bytes::Bytes>, NetError>) -> Result<ClientMessage, Unsaid> {
-    match message {
-        Ok(Some(bytes)) => codec::decode(&bytes, bytes.len())
-            .map_err(|error| Unsaid::Wrong(format!("no message of this protocol: {error}"))),
-        Ok(None) => Err(Unsaid::Ended),
-        Err(NetError::Deadline { .. }) => Err(Unsaid::Late),
-        Err(NetError::Protocol { what, .. }) => Err(Unsaid::Wrong(what)),
-        Err(_) => Err(Unsaid::Lost),
+        Ok(None) => std::future::pending().await,
+        Err(NetError::Protocol { .. }) => wrong(),
+        Err(_) => End::Left,
     }
 }
 

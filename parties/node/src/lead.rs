@@ -13,9 +13,10 @@ use crate::key::RequestKey;
 use crate::plan::{Agreement, BatchPlan, Objection, PeerMessage, fresh, fresh_session};
 use crate::session::{self, Room};
 use crate::shared::Shared;
+use crate::shown::{Comparison, Shown, compare};
 
-/// How long requests wait for a node that is not connected.
-const PEER_PATIENCE: Duration = Duration::from_secs(3);
+/// How long requests wait for a node that is not connected: one that is only being connected anew is back by then.
+pub(crate) const PEER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the others may take to answer a plan; longer than they wait for stragglers and for a place.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(20);
@@ -28,7 +29,7 @@ const FOLLOWERS: [PartyId; 2] = [PartyId::P0, PartyId::P2];
 /// What a node says to a plan.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    Accepted { plan_hash: [u8; 32], nonce: [u8; 32] },
+    Accepted { plan_hash: [u8; 32], nonce: [u8; 32], shown: Shown },
     Refused(Objection),
 }
 
@@ -65,7 +66,7 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
         requests: batch.iter().map(Held::key).collect(),
     };
     let session = plan.session;
-    let (nonces, hash) = match agree(&shared, &plan, &connections).await {
+    let (nonces, hash) = match agree(&shared, &plan, &batch, &connections).await {
         Ok(agreed) => agreed,
         Err(Objection { fault: Fault::Busy, reason, missing }) if missing.is_empty() => {
             tracing::info!(session = format!("{:08x}", session >> 96), reason, "waits on");
@@ -85,22 +86,31 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
     session::run(shared, agreement, batch, Room { model, connections, place, turn }).await;
 }
 
-/// Both others must accept the very same plan. Their nonces, with one of this node, and the hash of the plan.
+/// What a client hears that sends copies which differ.
+const CONTRADICTION: &str = "the parts that the client sent to the three nodes do not belong together";
+
+/// Both others must accept the very same plan, and hold the same as this node of what is held alike. Their nonces, with one
+/// of this node, and the hash of the plan.
 async fn agree(
     shared: &Shared,
     plan: &BatchPlan,
+    batch: &[Held],
     connections: &[Connection; 2],
 ) -> Result<([[u8; 32]; 3], [u8; 32]), Objection> {
     let hash = plan.hash().map_err(|error| Objection::nodes(error.to_string()))?;
     let [p0, p2] = connections;
     let asked = tokio::join!(ask(shared, plan, p0, PartyId::P0), ask(shared, plan, p2, PartyId::P2));
     let mut nonces = [fresh(); 3];
+    let mut shown = Vec::new();
     let mut objection: Option<Objection> = None;
     for (party, verdict) in FOLLOWERS.into_iter().zip([asked.0, asked.1]) {
         match verdict {
-            Ok(Verdict::Accepted { plan_hash, nonce }) if plan_hash == hash => nonces[party.index()] = nonce,
+            Ok(Verdict::Accepted { plan_hash, nonce, shown: theirs }) if plan_hash == hash => {
+                nonces[party.index()] = nonce;
+                shown.push(theirs);
+            }
             Ok(Verdict::Accepted { .. }) => {
-                return Err(Objection::nodes(format!("{party} has read another plan than was sent")));
+                return Err(Objection::nodes(format!("{party} read a different plan from the one sent")));
             }
             Ok(Verdict::Refused(Objection { fault, reason, missing })) => {
                 let reason = format!("{party}: {reason}");
@@ -114,7 +124,24 @@ async fn agree(
             Err(reason) => objection = Some(Objection::nodes(reason)),
         }
     }
-    objection.map_or(Ok((nonces, hash)), Err)
+    if let Some(objection) = objection {
+        return Err(objection);
+    }
+    let requests: Vec<_> = batch.iter().map(|held| (held.key(), held.work.replicas())).collect();
+    let own = Shown::of(shared.me, &hash, connections, &requests);
+    let ([of_p0, of_p2], Some(own)) = (shown.as_slice(), own) else {
+        return Err(Objection::nodes("a node shows nothing of what it holds"));
+    };
+    match compare([of_p0, &own, of_p2], batch.len()) {
+        Comparison::Odd(places) if places.is_empty() => Ok((nonces, hash)),
+        Comparison::Odd(places) => {
+            let missing = places.into_iter().filter_map(|place| plan.requests.get(place).copied()).collect();
+            Err(Objection { fault: Fault::Request, reason: CONTRADICTION.into(), missing })
+        }
+        Comparison::Elsewhere(one, other) => {
+            Err(Objection::busy(format!("{one} and {other} have just connected to each other anew")))
+        }
+    }
 }
 
 async fn ask(shared: &Shared, plan: &BatchPlan, to: &Connection, party: PartyId) -> Result<Verdict, String> {

@@ -11,7 +11,6 @@
 //! Whatever fails, fails for those who took part in it: a session ends with an error to its clients, a client that sends
 //! nonsense hears so, a node that dies is dialled until it is back.
 
-mod cache;
 mod clients;
 mod config;
 mod control;
@@ -25,10 +24,12 @@ mod key;
 mod lead;
 mod models;
 mod plan;
+mod quota;
 mod reader;
 mod session;
 mod shape;
 mod shared;
+mod shown;
 mod stay;
 mod turns;
 

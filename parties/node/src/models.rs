@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use moka::sync::Cache;
 use tercet_core::{Error, Geometry};
 use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StepShape, StoreError, plan, plan_step};
 use tercet_model::{Decoder, Interface};
-use tercet_net::{ModelCard, PartyId, codec};
+use tercet_net::{ModelCard, NodeMessage, PartyId, codec};
 
 use crate::shape::Shape;
 
@@ -81,6 +82,8 @@ pub(crate) struct Model {
     path: PathBuf,
     /// Working memory by shape, in bytes.
     prices: Cache<Shape, u64>,
+    /// What clients are told of it, encoded for the first that asks.
+    face: OnceLock<Bytes>,
 }
 
 impl Model {
@@ -89,7 +92,7 @@ impl Model {
         let interface = share.manifest().interface();
         let interface =
             interface.map_err(|error| ModelError::Unusable { path: path.into(), what: error.to_string() })?;
-        Ok(Model { share, interface, path: path.into(), prices: Cache::new(PRICES_KEPT) })
+        Ok(Model { share, interface, path: path.into(), prices: Cache::new(PRICES_KEPT), face: OnceLock::new() })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -99,6 +102,21 @@ impl Model {
     pub(crate) fn card(&self) -> ModelCard {
         let profile = if self.interface.wide == 32 { "fast" } else { "precise" };
         ModelCard { name: self.name().into(), digest: self.share.digest(), profile: profile.into() }
+    }
+
+    /// The message in which clients are told of it: one copy for all that ask.
+    pub(crate) fn face(&self, start_id: [u8; 16]) -> Result<Bytes, codec::CodecError> {
+        if let Some(encoded) = self.face.get() {
+            return Ok(encoded.clone());
+        }
+        let message = NodeMessage::Manifest {
+            digest: self.share.digest(),
+            start_id,
+            interface: codec::encode(&self.interface)?,
+            tokenizer: self.share.manifest().tokenizer.clone(),
+        };
+        let encoded = Bytes::from(codec::encode(&message)?);
+        Ok(self.face.get_or_init(|| encoded).clone())
     }
 
     /// What is special to a model of tokens; an error, for who asks for them, where it is none.
@@ -277,7 +295,7 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, ModelError> {
 
 #[cfg(test)]
 mod tests {
-    use tercet_net::{NodeMessage, OutputShare, Usage};
+    use tercet_net::{OutputShare, Usage};
 
     use super::*;
 

@@ -8,6 +8,7 @@ use tercet_ring::Seed;
 
 use crate::key::RequestKey;
 use crate::shape::Shape;
+use crate::shown::Shown;
 
 /// What makes a session's seeds unlike those of any other purpose.
 const SEED_LABEL: &str = "tercet session seed v1";
@@ -19,12 +20,15 @@ pub(crate) enum PeerMessage {
     Models { cards: Vec<ModelCard>, most: Capacity },
     /// P0 or P2 to P1: these requests have come, or are still here on a new connection.
     Here { requests: Vec<RequestKey> },
+    /// P1 to P0 or P2: these requests of those that it announced have come here, too.
+    Named { requests: Vec<RequestKey> },
     /// P0 or P2 to P1: this request waits here no more.
     Gone { request: RequestKey },
     /// P1 proposes a session.
     Plan(BatchPlan),
-    /// P0 or P2 has all that the plan names, has read the same plan, and adds its part to the session's seeds.
-    Accept { session: u128, plan_hash: [u8; 32], nonce: [u8; 32] },
+    /// P0 or P2 has all that the plan names, has read the same plan, shows what it holds in common with the others, and adds
+    /// its part to the session's seeds.
+    Accept { session: u128, plan_hash: [u8; 32], nonce: [u8; 32], shown: Shown },
     /// P0 or P2 will not run the plan.
     Refuse { session: u128, objection: Objection },
     /// Both have accepted.

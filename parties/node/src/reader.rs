@@ -102,6 +102,7 @@ impl Reader {
         let max_queue = self.number("max_queue", 1, 1 << 20);
         let max_clients = self.number("max_clients", 1, 1 << 16);
         let memory_mib = self.number("memory_mib", 16, 1 << 24);
+        let queue_mib = self.number("queue_mib", 1, 1 << 24);
         let cache_mib = self.number("cache_mib", 0, 1 << 24);
         let round_deadline = self.number("round_deadline_ms", 10, 3_600_000).map(Duration::from_millis);
         let connect_deadline = self.number("connect_deadline_ms", 10, 600_000).map(Duration::from_millis);
@@ -127,6 +128,7 @@ impl Reader {
                 max_queue: max_queue? as usize,
                 max_clients: max_clients? as usize,
                 memory_bytes: memory_mib? << 20,
+                queue_bytes: queue_mib? << 20,
                 cache_bytes: cache_mib? << 20,
                 round_deadline: round_deadline?,
                 connect_deadline: connect_deadline?,

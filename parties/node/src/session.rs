@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tercet_core::{Cost, Error, PairSeeds, Session, WorkProfile};
-use tercet_engine::{Member, Parsed, Sequence, execute, execute_step};
+use tercet_engine::{Member, Parsed, Sequence, StepInput, execute, execute_step, parse, parse_rows};
 use tercet_net::{Connection, Fault, NodeMessage, OutputShare, SessionLinks, Usage};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -107,22 +107,8 @@ pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec
     drop(turn);
 }
 
-/// Refuses requests whose session could not begin.
-pub(crate) fn refuse_all(shared: &Shared, requests: Vec<Held>, reason: &str) {
-    let keys: Vec<RequestKey> = requests.iter().map(Held::key).collect();
-    tracing::warn!(requests = ?keys, reason, "a session could not begin");
-    shared.desk.settle(&keys);
-    for held in requests {
-        held.refuse(Fault::Nodes, because(reason));
-    }
-}
-
-fn because(reason: &str) -> String {
-    format!("the computation failed, try again: {reason}")
-}
-
 fn failed(reason: &str) -> NodeMessage {
-    NodeMessage::Refused { fault: Fault::Nodes, reason: because(reason) }
+    NodeMessage::Refused { fault: Fault::Nodes, reason: format!("the computation failed, try again: {reason}") }
 }
 
 /// What a session computes.
@@ -135,14 +121,21 @@ struct Job {
 impl Job {
     fn execute(self, session: &mut Session) -> Result<Vec<Output>, Error> {
         let (mut whole, mut members): (Vec<Parsed>, Vec<Member>) = Default::default();
+        let (share, interface) = (&*self.model.share, &self.model.interface);
+        let (me, manifest) = (share.party(), share.manifest());
+        // What clients sent is expanded here and not before, and as it came it is gone from then on.
         for input in self.inputs {
             match input {
-                Input::Whole(input) => whole.push(input),
-                Input::Step(member) => members.push(member),
+                Input::Whole(sent) => whole.push(parse(me, manifest, interface, &sent.share)?),
+                Input::Step { sequence, rows, noise } => {
+                    let input = match rows {
+                        Some(sent) => StepInput::Rows(parse_rows(me, manifest, interface, &sent.share)?),
+                        None => StepInput::Chosen,
+                    };
+                    members.push(Member { sequence, input, noise });
+                }
             }
         }
-        let share = &*self.model.share;
-        let manifest = share.manifest();
         match &self.shape {
             Shape::Inputs(_) => {
                 let outputs = execute(session, manifest, share, whole)?;

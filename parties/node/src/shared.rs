@@ -8,21 +8,25 @@ use tercet_net::{Connection, Endpoint, ModelCard, PartyId, SessionSettings, Wire
 use tercet_ring::Pool;
 use tokio::sync::{Semaphore, watch};
 
-use crate::cache::Cache;
+use crate::control::name;
 use crate::counters::Counters;
 use crate::desk::{Desk, LEAD};
 use crate::follow::Proposals;
+use crate::key::RequestKey;
 use crate::lead::Asked;
 use crate::models::{Model, Models};
-use crate::plan::{Capacity, PeerMessage};
+use crate::plan::{Capacity, PeerMessage, fresh_session};
+use crate::quota::Quotas;
 use crate::shape::Shape;
 
 /// Where a node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
-    /// What runs is finished, nothing new begins.
+    /// What was let in runs to its end, and nothing more is let in.
     Stopping,
+    /// What has not ended is given up.
+    Closing,
     Stopped,
 }
 
@@ -54,8 +58,10 @@ pub(crate) struct Shared {
     pub(crate) endpoint: Endpoint,
     pub(crate) models: Models,
     pub(crate) desk: Arc<Desk>,
-    /// Memory for generations.
-    pub(crate) cache: Arc<Cache>,
+    /// What clients may occupy.
+    pub(crate) quotas: Quotas,
+    /// Drawn at the start: a request names it, so that none outlives the node's memory of what was asked before.
+    pub(crate) start_id: [u8; 16],
     pub(crate) pool: Pool,
     pub(crate) settings: SessionSettings,
     pub(crate) limits: Limits,
@@ -93,7 +99,7 @@ impl Shared {
         endpoint: Endpoint,
         models: Models,
         desk: Arc<Desk>,
-        cache: Arc<Cache>,
+        quotas: Quotas,
         pool: Pool,
         settings: SessionSettings,
         limits: Limits,
@@ -103,7 +109,8 @@ impl Shared {
             endpoint,
             models,
             desk,
-            cache,
+            quotas,
+            start_id: fresh_session().to_le_bytes(),
             pool,
             settings,
             limits,
@@ -179,6 +186,19 @@ impl Shared {
         if let Some((left, _)) = state.current.take_if(|(current, _)| current.same(connection)) {
             state.past = sum(state.past, left.wire_bytes());
             self.desk.renounced(peer, None);
+        }
+    }
+
+    /// A request has come and waits: the lead hears of it, and as the lead this node says so to those that announced it.
+    pub(crate) async fn came(&self, key: RequestKey) {
+        if self.me != LEAD {
+            return self.tell_lead(PeerMessage::Here { requests: vec![key] }).await;
+        }
+        let lacking = self.desk.lacking(key);
+        for peer in LEAD.others().into_iter().filter(|peer| key.step == 0 && !lacking.contains(peer)) {
+            if let Some(connection) = self.endpoint.party(peer) {
+                name(connection, vec![key]).await;
+            }
         }
     }
 

@@ -11,18 +11,18 @@ use crate::clients::Refusal;
 use crate::desk::LEAD;
 use crate::held::Answer;
 use crate::key::RequestKey;
-use crate::lead::give_up;
+use crate::lead::{PEER_PATIENCE, give_up};
 use crate::plan::PeerMessage;
 use crate::shared::Shared;
 
 /// How often a request that waits is looked after.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long requests wait for a node that is not connected.
-const PEER_PATIENCE: Duration = Duration::from_secs(3);
-
 /// How long the lead waits until the others have got their parts, too.
 const PART_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the others wait until the lead has got its part: longer, as theirs may be much smaller and come first.
+const NAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Something that is held at the desk.
 pub(crate) struct Stay<'a> {
@@ -94,7 +94,18 @@ impl Stay<'_> {
                 "no session within {ms} ms: the nodes are busy, or one of them has not got its part"
             ));
         }
-        if shared.me != LEAD || waited < PEER_PATIENCE {
+        if shared.desk.gives_way(&self.key) {
+            return Some(Refusal::gave_way());
+        }
+        if shared.me != LEAD {
+            // Of a later step its generation's client has shown the lead that it is there.
+            let unnamed = self.key.step == 0 && waited >= NAME_PATIENCE && shared.desk.is_unnamed(&self.key);
+            let seconds = NAME_PATIENCE.as_secs();
+            return unnamed
+                .then(|| format!("{LEAD} has not got its part of the request within {seconds} s"))
+                .and_then(because);
+        }
+        if waited < PEER_PATIENCE {
             return None;
         }
         let lacking = shared.desk.lacking(self.key);

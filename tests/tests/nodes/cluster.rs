@@ -259,10 +259,18 @@ impl Raw {
             connections.push(endpoint.dial(party, &cluster.address(party)).await.unwrap());
         }
         let connections: [Connection; 3] = connections.try_into().unwrap();
-        let manifest = ask(&connections[0], &ClientMessage::Manifest { model: model.into() }).await;
-        let NodeMessage::Manifest { digest, interface, tokenizer } = manifest else { panic!("{manifest:?}") };
-        let interface = codec::decode(&interface, 1 << 20).unwrap();
-        let face = ModelFace::new(model, digest, interface, tokenizer).unwrap();
+        let mut start_ids = [[0; 16]; 3];
+        let mut face = None;
+        for (connection, own) in connections.iter().zip(&mut start_ids) {
+            let manifest = ask(connection, &ClientMessage::Manifest { model: model.into() }).await;
+            let NodeMessage::Manifest { digest, start_id, interface, tokenizer } = manifest else {
+                panic!("{manifest:?}")
+            };
+            *own = start_id;
+            let interface = codec::decode(&interface, 1 << 20).unwrap();
+            face = Some(ModelFace::new(model, digest, interface, tokenizer).unwrap());
+        }
+        let face = face.expect("three nodes").at_starts(start_ids);
         Raw { _endpoint: endpoint, connections, face }
     }
 
@@ -273,9 +281,10 @@ impl Raw {
         prepared.swap_remove(0)
     }
 
-    pub(crate) fn message(&self, request_id: [u8; 16], share: &InputShare) -> ClientMessage {
+    pub(crate) fn message(&self, party: PartyId, request_id: [u8; 16], share: &InputShare) -> ClientMessage {
         ClientMessage::Run {
             request_id,
+            start_id: self.face.start_id(party),
             model: MODEL.into(),
             digest: self.face.digest(),
             deadline_ms: 30_000,
@@ -286,7 +295,7 @@ impl Raw {
 
     /// Sends each node its part and waits for all answers.
     pub(crate) async fn run(&self, request_id: [u8; 16], shares: &[InputShare; 3]) -> [NodeMessage; 3] {
-        let [m0, m1, m2] = shares.each_ref().map(|share| self.message(request_id, share));
+        let [m0, m1, m2] = PartyId::ALL.map(|party| self.message(party, request_id, &shares[party.index()]));
         let [c0, c1, c2] = &self.connections;
         let (a0, a1, a2) = tokio::join!(ask(c0, &m0), ask(c1, &m1), ask(c2, &m2));
         [a0, a1, a2]

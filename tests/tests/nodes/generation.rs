@@ -267,28 +267,35 @@ fn public(max_positions: usize) -> GenerationOptions {
     GenerationOptions { max_positions: max_positions as u32, choice: TokenChoice::Scores, every_row: false }
 }
 
-fn opening(face: &ModelFace, options: GenerationOptions, deadline_ms: u32, share: &InputShare) -> ClientMessage {
-    opening_as(fresh_id(), face, options, deadline_ms, share)
+fn opening(
+    to: PartyId,
+    face: &ModelFace,
+    options: GenerationOptions,
+    deadline_ms: u32,
+    share: &InputShare,
+) -> ClientMessage {
+    opening_as(to, fresh_id(), face, options, deadline_ms, share)
 }
 
 fn opening_as(
+    to: PartyId,
     request_id: [u8; 16],
     face: &ModelFace,
     options: GenerationOptions,
     deadline_ms: u32,
     share: &InputShare,
 ) -> ClientMessage {
-    let (model, digest, share) = (face.name().into(), face.digest(), share.clone());
-    ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed: None, share }
+    let (start_id, model, digest, share) = (face.start_id(to), face.name().into(), face.digest(), share.clone());
+    ClientMessage::Generate { request_id, start_id, model, digest, deadline_ms, options, noise_seed: None, share }
 }
 
 impl RawGeneration {
     async fn open(raw: &Raw, prompt: &[u32], options: GenerationOptions, deadline_ms: u32) -> RawGeneration {
         let (shares, id) = (raw.face.share_rows(prompt, None).unwrap(), fresh_id());
         let mut channels = Vec::new();
-        for (connection, share) in raw.connections.iter().zip(&shares) {
-            let mut channel = open(connection).await;
-            channel.send(&opening_as(id, &raw.face, options, deadline_ms, share)).await.unwrap();
+        for (party, share) in PartyId::ALL.into_iter().zip(&shares) {
+            let mut channel = open(&raw.connections[party.index()]).await;
+            channel.send(&opening_as(party, id, &raw.face, options, deadline_ms, share)).await.unwrap();
             channels.push(channel);
         }
         let Ok(channels) = channels.try_into() else { unreachable!() };
@@ -337,7 +344,7 @@ fn what_does_not_fit_is_refused_before_anything_is_held() {
         ];
         for (words, rows, options) in refused {
             for party in PartyId::ALL {
-                let message = opening(&raw.face, options, 30_000, &share(rows)[party.index()]);
+                let message = opening(party, &raw.face, options, 30_000, &share(rows)[party.index()]);
                 assert_refused(&ask(party, &message).await, Fault::Request, words);
             }
         }
@@ -352,7 +359,7 @@ fn what_does_not_fit_is_refused_before_anything_is_held() {
         for (words, spoil) in spoiled {
             let mut share = share(5)[2].clone();
             spoil(&mut share);
-            assert_refused(&ask(P2, &opening(&raw.face, public(9), 30_000, &share)).await, Fault::Request, words);
+            assert_refused(&ask(P2, &opening(P2, &raw.face, public(9), 30_000, &share)).await, Fault::Request, words);
         }
         // Half of a conversation, and the wrong half.
         assert_refused(&ask(P0, &ClientMessage::Finish).await, Fault::Request, "no generation");
@@ -361,11 +368,14 @@ fn what_does_not_fit_is_refused_before_anything_is_held() {
         // Models of another kind.
         let digits = Raw::connect(&cluster).await;
         let whole = digits.prepare(&crate::shared().digits[..1]);
-        let answer = ask(P1, &opening(&digits.face, public(9), 30_000, &share(5)[1])).await;
+        let answer = ask(P1, &opening(P1, &digits.face, public(9), 30_000, &share(5)[1])).await;
         assert_refused(&answer, Fault::Request, "generates nothing");
-        let ClientMessage::Run { share: image, .. } = digits.message(fresh_id(), &whole.shares()[1]) else { panic!() };
+        let ClientMessage::Run { share: image, .. } = digits.message(P1, fresh_id(), &whole.shares()[1]) else {
+            panic!()
+        };
         let run = ClientMessage::Run {
             request_id: fresh_id(),
+            start_id: raw.face.start_id(P1),
             model: TEXTS.into(),
             digest: raw.face.digest(),
             deadline_ms: 1000,
@@ -395,7 +405,7 @@ fn what_does_not_fit_is_refused_before_anything_is_held() {
         let both = share(5);
         let twice = async || {
             let answers = PartyId::ALL.map(async |party| {
-                ask(party, &opening_as(id, &raw.face, public(5), 30_000, &both[party.index()])).await
+                ask(party, &opening_as(party, id, &raw.face, public(5), 30_000, &both[party.index()])).await
             });
             join_all(answers).await
         };
@@ -419,7 +429,7 @@ fn nodes_that_are_told_different_things_do_not_begin() {
         let (shares, id) = (raw.face.share_rows(&[7; 5], None).unwrap(), fresh_id());
         let told = PartyId::ALL.map(|party| {
             let options = public(if party == P2 { 10 } else { 9 });
-            opening_as(id, &raw.face, options, 2_000, &shares[party.index()])
+            opening_as(party, id, &raw.face, options, 2_000, &shares[party.index()])
         });
         let asked =
             PartyId::ALL.map(async |party| crate::ask(&raw.connections[party.index()], &told[party.index()]).await);
