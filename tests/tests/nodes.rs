@@ -441,7 +441,7 @@ fn garbage_on_ports_and_channels_is_refused() {
                 let mut channel = open(&raw.connections[party]).await;
                 channel.send_bytes(noise.into()).await.unwrap();
                 let answer: NodeMessage = channel.recv(1 << 20, PATIENCE).await.unwrap();
-                assert_refused(&answer, Fault::Request, "no message of this protocol");
+                assert_refused(&answer, Fault::Request, "not a message of this protocol");
             }
             // More than any request can be.
             let mut channel = open(&raw.connections[party]).await;
@@ -568,7 +568,8 @@ fn what_has_no_room_is_refused() {
         let client = cluster.client().await;
         let first = cluster.classify(&client, &shared().digits[..1]);
         let rest = async {
-            until("the first runs", || cluster.node(P1).status().sessions_running == 1).await;
+            let runs = |party| cluster.node(party).status().sessions_running == 1;
+            until("the first runs", || PartyId::ALL.into_iter().all(runs)).await;
             let waiting = join_all((0..2).map(|_| cluster.classify(&client, &shared().digits[..1])));
             let more = async {
                 until("two wait", || cluster.node(P1).status().waiting == 2).await;
@@ -602,11 +603,19 @@ fn a_node_that_is_stopped_finishes_what_runs() {
     let waiting = ask(1);
     runtime.block_on(until("one waits", || cluster.node(P1).status().waiting == 1));
     let begun = Instant::now();
-    cluster.shutdown(P1, Duration::from_secs(30));
+    let late = std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| cluster.shutdown(P1, Duration::from_secs(30)));
+        runtime.block_on(until("it stops", || cluster.node(P1).status().stopping));
+        let late = ask(2);
+        stopping.join().unwrap();
+        late
+    });
     assert!(begun.elapsed() < Duration::from_secs(30));
-    let answer = runtime.block_on(running).unwrap().unwrap();
-    assert_close(&answer.classes[0].scores, &logits(&shared().oracle(), &shared().digits[0]));
-    let error = runtime.block_on(waiting).unwrap().expect_err("began after the end");
+    for (at, asked) in [running, waiting].into_iter().enumerate() {
+        let answer = runtime.block_on(asked).unwrap().unwrap();
+        assert_close(&answer.classes[0].scores, &logits(&shared().oracle(), &shared().digits[at]));
+    }
+    let error = runtime.block_on(late).unwrap().expect_err("was let in after the end");
     assert!(matches!(error, Error::Refused { fault: Fault::Nodes, .. } | Error::Node { .. }), "{error}");
-    assert_eq!(cluster.node(P1).status().sessions_done, 1);
+    assert_eq!(cluster.node(P1).status().sessions_done, 2);
 }

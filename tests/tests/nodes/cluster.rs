@@ -268,7 +268,7 @@ impl Raw {
             };
             *own = start_id;
             let interface = codec::decode(&interface, 1 << 20).unwrap();
-            face = Some(ModelFace::new(model, digest, interface, tokenizer).unwrap());
+            face.get_or_insert_with(|| ModelFace::new(model, digest, interface, tokenizer).unwrap());
         }
         let face = face.expect("three nodes").at_starts(start_ids);
         Raw { _endpoint: endpoint, connections, face }
