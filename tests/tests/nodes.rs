@@ -6,6 +6,8 @@ mod adapters;
 mod cluster;
 #[path = "nodes/generation.rs"]
 mod generation;
+#[path = "nodes/skewed.rs"]
+mod skewed;
 
 use std::io::Write;
 use std::net::TcpStream;

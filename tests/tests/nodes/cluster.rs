@@ -1,8 +1,9 @@
 //! Three daemons in one process, each on a runtime of its own so that it can be killed, and a client that may lie.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -51,6 +52,25 @@ pub(crate) fn share_model(model: &Model, name: &str, folder: &Path) -> [PathBuf;
     let folders = ["p0", "p1", "p2"].map(|party| folder.join(party));
     folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
     split(model, name, numerics, folders.each_ref().map(PathBuf::as_path), |_| ()).unwrap()
+}
+
+/// The shares of a fixture under a name, made once for a test program.
+pub(crate) fn share_fixture(fixture: &str, name: &str, public_table: bool) -> [PathBuf; 3] {
+    static MADE: Mutex<BTreeMap<String, [PathBuf; 3]>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(shares) = made.get(name) {
+        return shares.clone();
+    }
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures");
+    let model = Model::load(&fixtures.join(fixture)).unwrap();
+    let ranges = calibrate(&model, &calibration_inputs(&model)[..1]).unwrap();
+    let numerics = choose(&model.graph, &ranges, Profile::Fast, public_table).unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fixtures").join(name);
+    let folders = ["p0", "p1", "p2"].map(|party| folder.join(party));
+    folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+    let shares = split(&model, name, numerics, folders.each_ref().map(PathBuf::as_path), |_| ()).unwrap();
+    made.insert(name.into(), shares.clone());
+    shares
 }
 
 impl Shared {
@@ -285,7 +305,7 @@ impl Raw {
         ClientMessage::Run {
             request_id,
             start_id: self.face.start_id(party),
-            model: MODEL.into(),
+            model: self.face.name().into(),
             digest: self.face.digest(),
             deadline_ms: 30_000,
             profile: false,
