@@ -231,6 +231,10 @@ pub struct NodeStatus {
     pub generations: u32,
     /// Steps of generations that were answered.
     pub steps_done: u64,
+    /// Bytes of what clients have sent that come or wait now.
+    pub queue_bytes: u64,
+    /// How many there may be.
+    pub queue_limit_bytes: u64,
     /// Memory reserved for the keys and values of generations, in bytes.
     pub cache_bytes: u64,
     /// How much of it there is.

@@ -79,6 +79,8 @@ impl Shared {
             refused: counters.refused.get(),
             generations: self.desk.generations() as u32,
             steps_done: counters.steps_done.get(),
+            queue_bytes: self.quotas.bytes.held(),
+            queue_limit_bytes: self.quotas.bytes.limit(),
             cache_bytes: self.quotas.pages.held(),
             cache_limit_bytes: self.quotas.pages.limit(),
             peak_rss_bytes: peak_rss_bytes(),
