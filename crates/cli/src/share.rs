@@ -47,6 +47,10 @@ pub(crate) struct Args {
     /// something of the texts: clients are told, and must agree. With --adapter, what the base was shared with, as the next three are.
     #[arg(long)]
     public_gate: bool,
+    /// Let a client's seed alone decide tokens that are drawn inside the nodes, so that a draw can be repeated. A client that asks
+    /// often under seeds and temperatures of its choice then learns the scores, too.
+    #[arg(long, conflicts_with = "adapter")]
+    reproducible_choice: bool,
     /// Let a model that continues texts take at most so many tokens, if that is less than it takes: rings, and with them bytes,
     /// become smaller.
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -85,6 +89,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(window) = args.window {
         let global = args.global.unwrap_or(0) as usize;
         model.graph = model.graph.with_reach(Reach { window: Some(window as usize), global });
+    }
+    if args.reproducible_choice {
+        match &mut model.generation {
+            Some(generation) => generation.reproducible = true,
+            None => bail!("--reproducible-choice is for models that continue texts"),
+        }
     }
     if args.public_table && !matches!(model.graph.input, Input::Tokens { .. }) {
         bail!("--public-table is for models of texts; this one takes images");

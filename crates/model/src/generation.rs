@@ -58,6 +58,9 @@ pub struct Generation {
     pub repetition_penalty: f64,
     /// Most tokens that are generated, where the makers say it.
     pub max_new_tokens: Option<usize>,
+    /// Whether a client's seed alone decides the draws that nodes make inside the computation. Its owner allows it: a client that
+    /// asks the same under many seeds and temperatures then learns the scores bit by bit. Else P0 mixes in a seed of its own.
+    pub reproducible: bool,
 }
 
 /// The likeliest token, without an end.
@@ -72,6 +75,7 @@ impl Default for Generation {
             top_p: 1.0,
             repetition_penalty: 1.0,
             max_new_tokens: None,
+            reproducible: false,
         }
     }
 }

@@ -32,6 +32,9 @@ use crate::turns::Kind;
 /// What makes the noise of a step unlike that of any other.
 const NOISE_LABEL: &str = "tercet choice noise v1";
 
+/// What makes P0's own seed, mixed with a client's, unlike any other.
+const MIX_LABEL: &str = "tercet choice noise of P0 v1";
+
 /// How a client asks for a generation.
 pub(crate) struct Opening {
     pub(crate) client: PublicKey,
@@ -117,7 +120,8 @@ impl<'a> Generation<'a> {
         let Opening { client, key, asked, deadline, options, noise_seed, share, room: bytes_sent } = opening;
         let theirs = |reason: String| Refusal::new(Fault::Request, reason);
         let model = served(shared, &asked)?;
-        let context = model.decoder().map_err(|error| theirs(error.to_string()))?.context;
+        let decoder = model.decoder().map_err(|error| theirs(error.to_string()))?;
+        let context = decoder.context;
         let (rows, positions) = (share.rows as usize, options.max_positions as usize);
         if share.batch != 1 {
             return Err(theirs(format!("{} prompts where one is due", share.batch)));
@@ -129,7 +133,8 @@ impl<'a> Generation<'a> {
             let asked = format!("room for {positions} tokens is asked for");
             return Err(theirs(format!("{asked}: the prompt has {rows}, and the model takes at most {context}")));
         }
-        let noise = noise(shared.me, &options, noise_seed, model.hottest())?;
+        let own = (!decoder.generation.reproducible).then(Seed::random);
+        let noise = noise(shared.me, &options, noise_seed, own.as_ref(), model.hottest())?;
         let place = shared.quotas.generations.take(client, 1).await;
         let place =
             place.map_err(|_| Refusal::new(Fault::Busy, "too many generations are under way: try again later"))?;
@@ -344,11 +349,13 @@ fn shape(extent: Extent, options: &GenerationOptions, reentry: bool) -> StepShap
     }
 }
 
-/// How noisy choices are, and where the noise grows from at P0; none where there is none.
+/// How noisy choices are, and where the noise grows from at P0; none where there is none. The client's seed counts alone where
+/// P0 has no `own`: one that can repeat a draw under noise of its choice reads scores out of many.
 fn noise(
     me: PartyId,
     options: &GenerationOptions,
     seed: Option<NoiseSeed>,
+    own: Option<&Seed>,
     hottest: f64,
 ) -> Result<Option<(f64, Option<Seed>)>, Refusal> {
     let theirs = |reason: &str| Err(Refusal::new(Fault::Request, reason));
@@ -367,7 +374,8 @@ fn noise(
             theirs(&format!("temperature {temperature}, where above 0 and below {hottest:.1} is possible"))
         }
         (Some(temperature), Some(NoiseSeed(seed)), PartyId::P0) => {
-            Ok(Some((temperature, Some(Seed::from_bytes(seed)))))
+            let mixed = own.map(|own| own.derive(MIX_LABEL, &seed));
+            Ok(Some((temperature, Some(mixed.unwrap_or_else(|| Seed::from_bytes(seed))))))
         }
         (Some(_), None, PartyId::P0) => theirs("no seed for the noise of choices"),
         (Some(temperature), None, _) => Ok(Some((temperature, None))),
@@ -389,12 +397,21 @@ mod tests {
         let options = |choice| GenerationOptions { max_positions: 9, choice, every_row: false };
         let token = |temperature| options(TokenChoice::Token { temperature, reenter: true });
         let seed = || Some(NoiseSeed([7; 32]));
-        let none = noise(PartyId::P0, &token(None), None, 9.0).unwrap();
+        let none = noise(PartyId::P0, &token(None), None, None, 9.0).unwrap();
         assert!(none.is_none());
-        let there = noise(PartyId::P0, &token(Some(0.5)), seed(), 9.0).unwrap().unwrap();
+        let there = noise(PartyId::P0, &token(Some(0.5)), seed(), None, 9.0).unwrap().unwrap();
         assert_eq!((there.0, there.1.is_some()), (0.5, true));
-        let elsewhere = noise(PartyId::P2, &token(Some(0.5)), None, 9.0).unwrap().unwrap();
+        let elsewhere = noise(PartyId::P2, &token(Some(0.5)), None, None, 9.0).unwrap().unwrap();
         assert_eq!((elsewhere.0, elsewhere.1.is_some()), (0.5, false));
+        // The client's seed alone, and the same beside two of P0's own.
+        let of = |own: Option<[u8; 32]>| {
+            let own = own.map(Seed::from_bytes);
+            let (_, seed) = noise(PartyId::P0, &token(Some(0.5)), seed(), own.as_ref(), 9.0).unwrap().unwrap();
+            *seed.unwrap().as_bytes()
+        };
+        assert_eq!((of(None), of(None)), ([7; 32], [7; 32]));
+        assert_eq!(of(Some([1; 32])), of(Some([1; 32])));
+        assert!(of(Some([1; 32])) != of(Some([2; 32])) && of(Some([1; 32])) != [7; 32]);
         for (me, options, seed) in [
             (PartyId::P1, token(Some(0.5)), seed()),
             (PartyId::P0, token(Some(0.5)), None),
@@ -406,7 +423,7 @@ mod tests {
             (PartyId::P0, options(TokenChoice::Scores), seed()),
             (PartyId::P1, GenerationOptions { every_row: true, ..token(None) }, None),
         ] {
-            assert!(noise(me, &options, seed, 9.0).is_err(), "{me} {options:?}");
+            assert!(noise(me, &options, seed, None, 9.0).is_err(), "{me} {options:?}");
         }
     }
 }

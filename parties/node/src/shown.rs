@@ -156,7 +156,8 @@ mod tests {
     fn copies_that_differ_are_found_by_request() {
         let good = PartyId::ALL.map(|party| shown(party, 1, PAIRS, |_| ()));
         assert_eq!(compare(good.each_ref(), 3), Comparison::Odd(vec![]));
-        let changes: [(PartyId, fn(&mut InputShare)); 6] = [
+        type Change = fn(&mut InputShare);
+        let changes: [(PartyId, Change); 6] = [
             (PartyId::P0, |share| share.first_seed = Some([8; 32])),
             (PartyId::P0, |share| share.second_seed = Some([8; 32])),
             (PartyId::P1, |share| share.first_seed = Some([8; 32])),

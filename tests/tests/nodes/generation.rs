@@ -220,16 +220,50 @@ fn nodes_of_different_size_serve_all() {
     });
 }
 
+/// A model whose owner lets a client's seed alone decide what is drawn inside.
+fn repeatable(config: &mut Config) {
+    static SHARES: OnceLock<[PathBuf; 3]> = OnceLock::new();
+    let shares = SHARES.get_or_init(|| {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures");
+        let mut model = Model::load(&fixtures.join("gpt2")).unwrap();
+        model.generation.get_or_insert_default().reproducible = true;
+        let ranges = calibrate(&model, &calibration_inputs(&model)).unwrap();
+        let numerics = choose(&model.graph, &ranges, Profile::Precise, false).unwrap();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("repeatable");
+        let folders = ["p0", "p1", "p2"].map(|party| folder.join(party));
+        folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        split(&model, TEXTS, numerics, folders.each_ref().map(PathBuf::as_path), |_| ()).unwrap()
+    });
+    config.shares = vec![shares[config.party.index()].clone()];
+}
+
+/// Draws of one prompt under one seed, so hot that two draws hardly ever agree by chance.
+async fn drawn_under_one_seed(cluster: &Cluster) -> BTreeSet<Vec<u32>> {
+    let client = cluster.client().await;
+    let sampling = Sampling { temperature: 5.0, seed: Some(11), ..Sampling::GREEDY };
+    let options = GenerateOptions { inside: true, sampling, ..tokens(4) };
+    let mut found = BTreeSet::new();
+    for _ in 0..4 {
+        found.insert(ids(client.generate(TEXTS, PROMPTS[0], &options).await.unwrap()).await.0);
+    }
+    found
+}
+
 #[test]
-fn inside_the_nodes_sample_by_the_seed_and_texts_are_scored() {
+fn a_draw_is_repeated_only_where_the_owner_allows_it() {
+    for (tune, distinct) in [(texts as fn(&mut Config), 4), (repeatable, 1)] {
+        let cluster = Cluster::start(LinkKind::Quic, tune);
+        assert_eq!(cluster.runtime.block_on(drawn_under_one_seed(&cluster)).len(), distinct);
+    }
+}
+
+#[test]
+fn inside_the_nodes_sample_and_texts_are_scored() {
     let cluster = Cluster::start(LinkKind::Quic, texts);
     cluster.runtime.block_on(async {
         let client = cluster.client().await;
         let sampling = Sampling { temperature: 0.8, seed: Some(11), ..Sampling::GREEDY };
         let options = GenerateOptions { inside: true, sampling: sampling.clone(), ..tokens(4) };
-        let (once, _) = ids(client.generate(TEXTS, PROMPTS[0], &options).await.unwrap()).await;
-        let (again, _) = ids(client.generate(TEXTS, PROMPTS[0], &options).await.unwrap()).await;
-        assert_eq!(once, again);
         let seeds: BTreeSet<Vec<u32>> = join_all((0..4).map(|seed| {
             let sampling = Sampling { seed: Some(seed), temperature: 5.0, ..sampling.clone() };
             let (client, options) = (client.clone(), GenerateOptions { sampling, ..options.clone() });
@@ -631,4 +665,29 @@ fn a_text_goes_on_after_a_node_has_died() {
     assert_eq!(found, tiny().greedy(PROMPTS[1], 8));
     assert!(usage.retried > 0 && usage.new_tokens == 8);
     runtime.block_on(until_free(&cluster));
+}
+
+/// A node that is told to stop lets generations end: nobody loses a token, and newcomers hear that it stops.
+#[test]
+fn a_node_that_is_stopped_lets_generations_end() {
+    for party in PartyId::ALL {
+        let cluster = Cluster::start(LinkKind::Quic, slow_texts);
+        let runtime = crate::cluster::runtime();
+        let client = runtime.block_on(cluster.client());
+        let mut text = runtime.block_on(client.generate(TEXTS, PROMPTS[0], &tokens(12))).unwrap();
+        runtime.block_on(text.next()).unwrap().unwrap();
+        let (rest, late) = std::thread::scope(|scope| {
+            let stopping = scope.spawn(|| cluster.shutdown(party, Duration::from_secs(60)));
+            runtime.block_on(until("it stops", || cluster.node(party).status().stopping));
+            let found = runtime.block_on(async {
+                let late = client.generate(TEXTS, PROMPTS[0], &tokens(2)).await.unwrap().text().await;
+                (ids(text).await.0, late)
+            });
+            stopping.join().unwrap();
+            found
+        });
+        assert_eq!(rest, tiny().greedy(PROMPTS[0], 12)[1..], "{party} was stopped");
+        let error = late.expect_err("was let in after the end");
+        assert!(matches!(error, Error::Refused { party: by, fault: Fault::Nodes, .. } if by == party), "{error}");
+    }
 }
