@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tercet_core::Geometry;
 use tercet_engine::{Replicas, check};
 use tercet_net::{
-    ByteChannel, ByteReceiver, ByteSender, ClientMessage, Connection, Fault, InputShare, NetError, NodeMessage,
+    ByteChannel, ByteReceiver, ByteSender, ClientMessage, Connection, Fault, Full, InputShare, NetError, NodeMessage,
     PublicKey, codec,
 };
 use tokio::sync::oneshot;
@@ -17,7 +17,7 @@ use crate::generate;
 use crate::held::{Answer, Sent, Task, Work};
 use crate::key::RequestKey;
 use crate::models::Model;
-use crate::quota::{Full, Lease};
+use crate::quota::Lease;
 use crate::shape::Shape;
 use crate::shared::Shared;
 use crate::stay::Stay;
