@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use tercet_client::{Client, ClientConfig, Identity, PartyId};
 use tercet_engine::ModelShare;
-use tercet_net::{Endpoint, EndpointConfig, NetError, PeerAddress, Refusal};
+use tercet_net::{Connection, Endpoint, EndpointConfig, LinkProfile, NetError, PeerAddress, Refusal};
 use tercet_node::Config;
 use tercet_ring::simd::Isa;
 
@@ -220,7 +220,7 @@ async fn peers(findings: &mut Findings, identity: Identity, config: &Config) -> 
     let endpoint = Endpoint::bind(EndpointConfig { connect_deadline: PATIENCE, ..endpoint })?;
     for party in config.party.others() {
         match config.peers[party.index()].as_ref().and_then(|peer| peer.address.as_ref()) {
-            Some(address) => _ = reach(findings, &endpoint, party, address, false).await,
+            Some(address) => _ = reach(findings, &endpoint, party, address, false, config.profile).await,
             None => findings.add(format!("node {party}"), Verdict::Good, "has no address here: it dials this node"),
         }
     }
@@ -235,9 +235,13 @@ async fn reach(
     party: PartyId,
     address: &PeerAddress,
     known: bool,
+    profile: LinkProfile,
 ) -> bool {
     let reached = match endpoint.dial(party, address).await {
-        Ok(_) => Ok(()),
+        Ok(connection) => {
+            path(findings, &connection, party, profile).await;
+            Ok(())
+        }
         // It has proved its key before it refused.
         Err(NetError::Refused { refusal: Refusal::Stranger, .. }) if !known => Ok(()),
         Err(error @ NetError::Refused { refusal: Refusal::Stranger, .. }) => {
@@ -248,6 +252,18 @@ async fn reach(
     let reached = findings
         .check(format!("node {party}"), reached, |()| format!("reached at {address}, with the key listed for it"));
     reached.is_some()
+}
+
+/// Whether the path carries the datagrams that the profile expects: the connection has a moment to find out.
+async fn path(findings: &mut Findings, connection: &Connection, party: PartyId, profile: LinkProfile) {
+    const MOMENT: Duration = Duration::from_millis(500);
+    let Some(_) = connection.datagram_bytes() else { return };
+    tokio::time::sleep(MOMENT).await;
+    let (carried, expected) = (connection.datagram_bytes().unwrap_or(0), profile.datagram_bytes());
+    if carried < expected {
+        let said = format!("datagrams of {carried} bytes; profile {profile} expects {expected}: lan1500 or wan may be right");
+        findings.add(format!("path to {party}"), Verdict::Doubtful, said);
+    }
 }
 
 fn client(findings: &mut Findings, path: &Path) -> Result<()> {
@@ -263,7 +279,7 @@ fn client(findings: &mut Findings, path: &Path) -> Result<()> {
         let endpoint = Endpoint::bind(EndpointConfig { connect_deadline: PATIENCE, ..endpoint })?;
         let mut all = true;
         for (party, node) in PartyId::ALL.into_iter().zip(&config.nodes) {
-            all &= reach(findings, &endpoint, party, &node.address, true).await;
+            all &= reach(findings, &endpoint, party, &node.address, true, profile).await;
         }
         endpoint.shutdown("only looking").await;
         if all {

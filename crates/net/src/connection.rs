@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::channel::{ByteReceiver, ByteSender, SharedClock};
 use crate::link::{ByteReader, Link, RecvHalf, SendHalf};
+use crate::places::ClientPlace;
 use crate::shaped::LinkClock;
 use crate::{ByteChannel, ChannelId, ChannelKind, LinkShape, NetError, PairSeed, PublicKey, Role, WireBytes, codec};
 
@@ -61,7 +62,7 @@ struct Inner {
     requests: tokio::sync::Mutex<mpsc::UnboundedReceiver<(ChannelId, ByteChannel)>>,
     sessions: Arc<Mutex<Sessions>>,
     /// Counts this connection among the clients.
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<Arc<ClientPlace>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -84,7 +85,7 @@ pub(crate) struct Greeted {
     pub(crate) seed: Option<PairSeed>,
     pub(crate) control: (SendHalf, ByteReader),
     pub(crate) shape: LinkShape,
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<ClientPlace>,
 }
 
 impl Connection {
@@ -118,7 +119,7 @@ impl Connection {
             control_in: tokio::sync::Mutex::new(control_in),
             requests: tokio::sync::Mutex::new(requests),
             sessions,
-            _place: place,
+            place: place.map(Arc::new),
         }))
     }
 
@@ -130,6 +131,16 @@ impl Connection {
     /// The seed shared with a peer that is a party, if this side is one too; fresh for this connection.
     pub fn pair_seed(&self) -> Option<&PairSeed> {
         self.0.seed.as_ref()
+    }
+
+    /// A client's place among the connections of clients, which is free again when the connection is over.
+    pub(crate) fn place(&self) -> Option<Arc<ClientPlace>> {
+        self.0.place.clone()
+    }
+
+    /// Bytes of the largest datagrams that the path is known to carry by now; none over TCP.
+    pub fn datagram_bytes(&self) -> Option<u16> {
+        self.0.link.datagram_bytes()
     }
 
     /// Whether two handles are on the same connection.
@@ -242,6 +253,14 @@ impl Watched {
 
     pub(crate) fn close(&self, reason: &str) {
         self.link.close(reason);
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn datagram_bytes(&self) -> Option<u16> {
+        self.link.datagram_bytes()
     }
 
     pub(crate) fn is_of(&self, connection: &Connection) -> bool {

@@ -5,16 +5,28 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, watch};
 
 use crate::connection::Watched;
+use crate::eyeballs::{interleaved, race};
+use crate::greetings::{Greeting, Greetings};
 use crate::link::Link;
+use crate::places::{ClientPlace, ClientPlaces};
 use crate::quic::QuicPort;
-use crate::{Connection, EndpointConfig, LinkKind, Listen, NetError, PartyId, PeerAddress, PublicKey, Role, tcp, tls};
+use crate::{
+    ClientPolicy, Connection, EndpointConfig, LinkKind, LinkProfile, Listen, NetError, PartyId, PeerAddress, PublicKey,
+    Role, tcp, tls,
+};
 
-/// Greetings under way at once; beyond them newcomers are hung up on.
-const GREETINGS_AT_ONCE: usize = 1024;
+/// How long a newcomer over TCP may take until its first byte.
+const FIRST_BYTE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a host has to say that nothing listens, before it is asked again.
+const ASK_PAUSE: Duration = Duration::from_millis(300);
+
+/// When it has been found out what a path carries.
+const PATH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Greetings under way beyond which a newcomer over UDP must first show that its address is its own.
 const GREETINGS_UNASKED: usize = 64;
@@ -49,8 +61,9 @@ struct Shared {
     troubles: Mutex<[Option<NetError>; 3]>,
     arrivals: mpsc::UnboundedSender<Connection>,
     arrived: tokio::sync::Mutex<mpsc::UnboundedReceiver<Connection>>,
-    greetings: Arc<Semaphore>,
-    client_places: Arc<Semaphore>,
+    /// Over QUIC, and over TCP.
+    greetings: [Arc<Greetings>; 2],
+    client_places: ClientPlaces,
     /// Why the endpoint stops, once it does.
     stop: watch::Sender<Option<Arc<str>>>,
     /// Connections that are open.
@@ -74,7 +87,7 @@ impl Endpoint {
         };
         let (arrivals, arrived) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
-            client_places: Arc::new(Semaphore::new(config.clients_at_once)),
+            client_places: ClientPlaces::new(config.clients_at_once, config.clients == ClientPolicy::Open),
             config,
             listening: ports.quic,
             dialling: Mutex::default(),
@@ -83,7 +96,7 @@ impl Endpoint {
             troubles: Mutex::default(),
             arrivals,
             arrived: tokio::sync::Mutex::new(arrived),
-            greetings: Arc::new(Semaphore::new(GREETINGS_AT_ONCE)),
+            greetings: Default::default(),
             stop: watch::Sender::new(None),
             open: watch::Sender::new(0),
         });
@@ -256,16 +269,14 @@ impl Shared {
                 () = self.stopped() => None,
             };
             let Some(incoming) = incoming else { return };
-            let Ok(permit) = self.greetings.clone().try_acquire_owned() else {
-                incoming.refuse();
-                continue;
-            };
-            let under_way = GREETINGS_AT_ONCE - self.greetings.available_permits();
-            if under_way > GREETINGS_UNASKED && incoming.may_retry() && !incoming.remote_address_validated() {
+            let [greetings, _] = &self.greetings;
+            let asked = incoming.remote_address_validated() || !incoming.may_retry();
+            if greetings.of_strangers() > GREETINGS_UNASKED && !asked {
                 // It fails only for those that were asked already.
                 let _ = incoming.retry();
                 continue;
             }
+            let greeting = greetings.begin(incoming.remote_address().ip());
             let shared = self.clone();
             tokio::spawn(async move {
                 let address = incoming.remote_address().to_string();
@@ -273,7 +284,7 @@ impl Shared {
                     let connection = incoming.await.map_err(|error| crate::quic::connection_error(&address, &error))?;
                     shared.config.welcome(Link::quic(connection), &shared.client_places).await
                 };
-                shared.greet(&address, established, permit).await;
+                shared.greet(&address, established, greeting).await;
             });
         }
     }
@@ -293,15 +304,20 @@ impl Shared {
                     continue;
                 }
             };
-            let Ok(permit) = self.greetings.clone().try_acquire_owned() else { continue };
+            let greeting = self.greetings[1].begin(address.ip());
             let (shared, tls) = (self.clone(), tls.clone());
             tokio::spawn(async move {
                 let established = async {
+                    let begun = tokio::time::timeout(FIRST_BYTE_PATIENCE, socket.readable()).await;
+                    if !matches!(begun, Ok(Ok(()))) {
+                        let waited_ms = FIRST_BYTE_PATIENCE.as_millis() as u64;
+                        return Err(NetError::Deadline { peer: address.to_string(), what: "greeting", waited_ms });
+                    }
                     let alive = shared.config.profile.keep_alive_and_idle();
                     let mux = tcp::establish(socket, address, tls, alive).await?;
                     shared.config.welcome(Link::Tcp(mux), &shared.client_places).await
                 };
-                shared.greet(&address.to_string(), established, permit).await;
+                shared.greet(&address.to_string(), established, greeting).await;
             });
         }
     }
@@ -310,14 +326,15 @@ impl Shared {
     async fn greet(
         &self,
         address: &str,
-        greeting: impl Future<Output = Result<Connection, NetError>>,
-        permit: OwnedSemaphorePermit,
+        established: impl Future<Output = Result<Connection, NetError>>,
+        greeting: Greeting,
     ) {
         let greeted = tokio::select! {
-            greeted = tokio::time::timeout(self.config.connect_deadline, greeting) => greeted,
+            greeted = tokio::time::timeout(self.config.connect_deadline, established) => greeted,
+            () = greeting.ended() => return tracing::debug!(address, "a greeting gave way to a newer one"),
             () = self.stopped() => return,
         };
-        drop(permit);
+        drop(greeting);
         match greeted {
             Ok(Ok(connection)) => {
                 tracing::info!(peer = %connection.peer().name(), address, software = %connection.peer().software, "connected");
@@ -347,19 +364,28 @@ impl Shared {
         let key = key.ok_or_else(|| NetError::local(format!("no public key for {party}")))?;
         let unreachable = |reason: String| NetError::Unreachable { peer: address.to_string(), reason };
         let found = tokio::net::lookup_host(&address.host).await.map_err(|error| unreachable(error.to_string()))?;
-        let mut last = unreachable("the name stands for no address".into());
-        for socket in found {
-            let tls = tls::client_config(&self.config.identity, key)?;
-            let link = match address.kind {
-                LinkKind::Quic => self.quic_port_for(socket)?.dial(socket, tls).await.map(Link::quic),
-                LinkKind::Tcp => tcp::dial(socket, tls, self.config.profile.keep_alive_and_idle()).await.map(Link::Tcp),
-            };
-            match link {
-                Ok(link) => return self.config.introduce(link, party).await,
-                Err(error) => last = error,
+        let link =
+            race(interleaved(found.collect()).into_iter().map(|socket| self.dial_one(address.kind, socket, key)));
+        let link = link.await.unwrap_or_else(|| Err(unreachable("the name stands for no address".into())))?;
+        self.config.introduce(link, party).await
+    }
+
+    /// Tries one address.
+    async fn dial_one(&self, kind: LinkKind, socket: SocketAddr, key: PublicKey) -> Result<Link, NetError> {
+        let tls = tls::client_config(&self.config.identity, key)?;
+        match kind {
+            LinkKind::Tcp => tcp::dial(socket, tls, self.config.profile.keep_alive_and_idle()).await.map(Link::Tcp),
+            LinkKind::Quic => {
+                let port = self.quic_port_for(socket)?;
+                tokio::select! {
+                    dialled = port.dial(socket, tls) => dialled.map(Link::quic),
+                    () = nobody_listens(socket) => {
+                        let reason = "nothing listens at this port".into();
+                        Err(NetError::Unreachable { peer: socket.to_string(), reason })
+                    }
+                }
             }
         }
-        Err(last)
     }
 
     /// A UDP socket that can reach the address: the node's own port where that is of the same family.
@@ -387,6 +413,13 @@ impl Shared {
             if let Some(older) = self.parties[party.index()].send_replace(Some(connection.clone())) {
                 older.close("replaced by a newer connection");
             }
+            if let Ok(address) = connection.peer().address.parse::<SocketAddr>() {
+                self.greetings.iter().for_each(|greetings| greetings.know(address.ip()));
+            }
+        }
+        if connection.peer().role.party().is_some() {
+            let profile = self.config.profile.shaped(self.config.shape);
+            tokio::spawn(judge_path(connection.downgrade(), profile));
         }
         self.open.send_modify(|open| *open += 1);
         tokio::spawn(watch_over(
@@ -394,6 +427,7 @@ impl Shared {
             self.stop.subscribe(),
             self.open.clone(),
             connection.peer().role.party().map(|party| self.parties[party.index()].clone()),
+            connection.place(),
         ));
         // The receiver lives in `self`.
         let _ = self.arrivals.send(connection);
@@ -436,17 +470,61 @@ impl Shared {
     }
 }
 
+/// Waits until the host at an address says that nothing listens at this UDP port, if it ever does. QUIC itself does not hear it: its
+/// socket speaks to many.
+async fn nobody_listens(address: SocketAddr) {
+    let any = if address.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let asked = async {
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+        socket.connect(address).await?;
+        loop {
+            // One byte that is no QUIC: a node drops it.
+            socket.send(&[0]).await?;
+            let heard = tokio::time::timeout(ASK_PAUSE, socket.recv(&mut [0; 1])).await;
+            if let Ok(Err(error)) = heard {
+                return Err(error);
+            }
+        }
+    };
+    let asked: std::io::Result<()> = asked.await;
+    match asked {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+        _ => std::future::pending().await,
+    }
+}
+
+/// Says once, some time after a party was met, that datagrams to it stay far below what this kind of network carries.
+async fn judge_path(connection: Watched, profile: LinkProfile) {
+    tokio::time::sleep(PATH_PATIENCE).await;
+    let expected = profile.datagram_bytes();
+    if let Some(carried) = connection.datagram_bytes().filter(|carried| *carried < expected) {
+        tracing::warn!(
+            peer = %connection.name(),
+            "the path carries datagrams of {carried} bytes, and profile {profile} expects {expected}: \
+             set `profile` to lan1500 or wan on all nodes"
+        );
+    }
+}
+
 /// Follows a connection to its end, or ends it when the endpoint stops; then nobody is offered it any more.
 async fn watch_over(
     connection: Watched,
     mut stop: watch::Receiver<Option<Arc<str>>>,
     open: watch::Sender<usize>,
     slot: Option<watch::Sender<Option<Connection>>>,
+    place: Option<Arc<ClientPlace>>,
 ) {
     let stopped = async { stop.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()) };
+    let revoked = async {
+        match &place {
+            Some(place) => place.revoked().await,
+            None => std::future::pending().await,
+        }
+    };
     let stopped = tokio::select! {
         _ = connection.closed() => None,
         reason = stopped => Some(reason),
+        () = revoked => Some(Some("another client needs the place: this one has most connections".into())),
     };
     if let Some(reason) = stopped {
         connection.close(reason.as_deref().unwrap_or("its endpoint is gone"));

@@ -1,18 +1,16 @@
 //! The first exchange on a proven connection: roles, versions, refusals, and the seed of two parties.
 
-use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::sync::Semaphore;
 
 use crate::connection::Greeted;
 use crate::hello::{Answer, Hello};
 use crate::link::{ByteReader, Link};
+use crate::places::ClientPlaces;
 use crate::{Connection, EndpointConfig, NetError, PROTOCOL_VERSION, PartyId, Peer, Refusal, Role, seed};
 
 impl EndpointConfig {
     /// The listening side of a greeting.
-    pub(crate) async fn welcome(&self, link: Link, client_places: &Arc<Semaphore>) -> Result<Connection, NetError> {
+    pub(crate) async fn welcome(&self, link: Link, client_places: &ClientPlaces) -> Result<Connection, NetError> {
         let address = link.address().to_owned();
         let key = link.peer_key().ok_or_else(|| NetError::protocol(&address, "no key"))?;
         let (mut send, recv) = link.accept().await?;
@@ -23,9 +21,9 @@ impl EndpointConfig {
             theirs => Err(Refusal::Version { ours: theirs, theirs: PROTOCOL_VERSION }),
         };
         let place = match admitted {
-            Ok(Role::Client) => match client_places.clone().try_acquire_owned() {
-                Ok(place) => Ok((Role::Client, Some(place))),
-                Err(_) => Err(Refusal::Busy),
+            Ok(Role::Client) => match client_places.take(key, &address).await {
+                Some(place) => Ok((Role::Client, Some(place))),
+                None => Err(Refusal::Busy),
             },
             Ok(role) => Ok((role, None)),
             Err(refusal) => Err(refusal),
@@ -46,7 +44,10 @@ impl EndpointConfig {
                 link.widen();
                 Some(seed::agree(&link, &mut send, &mut recv, mine, theirs).await?)
             }
-            _ => None,
+            _ => {
+                link.narrow();
+                None
+            }
         };
         let peer = Peer { role, key, software: hello.software, address };
         let shape = self.shape;

@@ -106,6 +106,21 @@ impl Link {
         }
     }
 
+    /// The largest datagrams that the path carries, as far as that has been found out; none over TCP.
+    pub(crate) fn datagram_bytes(&self) -> Option<u16> {
+        match self {
+            Self::Quic { connection, .. } => Some(connection.stats().path.current_mtu),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    /// Less buffer, for a peer that has proved to be a client: what one key can have wait here is bounded.
+    pub(crate) fn narrow(&self) {
+        if let Self::Quic { connection, .. } = self {
+            quic::narrow(connection);
+        }
+    }
+
     /// 32 bytes that only the two ends of this very TLS session know, for the pair seed.
     pub(crate) fn exported(&self) -> Result<Zeroizing<[u8; 32]>, NetError> {
         match self {

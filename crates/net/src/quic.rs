@@ -1,6 +1,7 @@
 //! QUIC on one UDP port: sockets, settings by kind of network, and what its errors mean here.
 //!
-//! The settings are measured ones: a datagram size that lets the kernel split big sends (ten datagrams must stay below
+//! A connection begins with datagrams that pass everywhere and finds out, within a few round trips, whether those of its kind of
+//! network do. The settings are measured ones: a datagram size that lets the kernel split big sends (ten datagrams must stay below
 //! 64 KiB, or every batch fails silently) or, within one machine, is as large as such a batch, which takes a fifth off
 //! what a byte costs there; windows that never stall a fast link; and on private links a fixed congestion window, which
 //! loses nothing there and doubles the rate.
@@ -38,11 +39,20 @@ pub const CLIENT_CHANNELS: usize = STREAMS_AT_ONCE as usize - 1;
 /// See [`STREAMS_AT_ONCE`].
 pub(crate) const UNREAD_BYTES: u32 = 64 << 20;
 
+/// Bytes that a client has sent and that wait unread, on all streams of one connection. With
+/// [`crate::places::CONNECTIONS_OF_A_KEY`] connections, one key has 128 MiB wait here at most.
+const CLIENT_UNREAD_BYTES: u32 = 16 << 20;
+/// Bytes that a client has asked for and does not acknowledge, likewise: 64 MiB for one key.
+const CLIENT_UNSENT_BYTES: u64 = 8 << 20;
+
 /// Streams that another party may have open at once. What waits on them is bounded by each stream's window alone: a
 /// session that is not read must not starve the others.
 pub(crate) const PARTY_STREAMS_AT_ONCE: u32 = 256;
 /// Without bound in practice; the largest number itself would overflow in quinn when added to what was read before.
 const PARTY_UNREAD_BYTES: u64 = 1 << 40;
+
+/// Datagrams that pass on every path of the internet, in bytes of UDP payload.
+const FIRST_DATAGRAM_BYTES: u16 = 1200;
 
 /// Bytes of socket buffer asked for; the kernel may grant less (`net.core.rmem_max`).
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
@@ -58,19 +68,20 @@ pub enum LinkProfile {
     Jumbo,
     /// A local network with ordinary frames: 1452-byte datagrams.
     Lan1500,
-    /// Anything: starts at 1200 bytes and finds out.
+    /// Anything: datagrams of up to 1452 bytes, and congestion control.
     #[default]
     Wan,
 }
 
 impl LinkProfile {
-    /// First datagram size, in bytes of UDP payload; the handshake of quinn takes no more than 16383.
-    fn datagram_bytes(self) -> u16 {
+    /// Datagrams that such a network carries, in bytes of UDP payload: a connection begins with [`FIRST_DATAGRAM_BYTES`], which
+    /// pass everywhere, and finds out whether these do.
+    pub fn datagram_bytes(self) -> u16 {
         match self {
-            Self::Loopback => 16000,
+            Self::Loopback => 65000,
             Self::Jumbo => 6500,
             Self::Lan1500 => 1452,
-            Self::Wan => 1200,
+            Self::Wan => 1452,
         }
     }
 
@@ -83,26 +94,30 @@ impl LinkProfile {
     }
 
     /// The profile of a network that has this shape.
-    fn shaped(self, shape: LinkShape) -> Self {
+    pub(crate) fn shaped(self, shape: LinkShape) -> Self {
         if self == Self::Loopback && !shape.is_none() { Self::Jumbo } else { self }
     }
 
     /// How often an idle connection shows that it lives, and after how much silence it is dead.
+    ///
+    /// A process that was killed says nothing, and whoever waits for it should hear so within two seconds. Four keep-alives in a
+    /// row are lost on a path that loses one packet in ten once in ten thousand times; then nodes connect anew within moments, and
+    /// what ran between them fails with an error that says so. A path that is silent for longer than this ends connections: that
+    /// is the price, on any kind of network.
     pub(crate) fn keep_alive_and_idle(self) -> (Duration, Duration) {
-        match self {
-            Self::Wan => (Duration::from_secs(5), Duration::from_secs(30)),
-            _ => (Duration::from_secs(1), Duration::from_secs(10)),
-        }
+        (Duration::from_millis(350), Duration::from_millis(1600))
     }
 
     /// Settings for a link that is held to `shape`: it decides what a round trip is before the first was measured, and how
     /// much must be in flight where that is fixed.
     fn transport(self, shape: LinkShape) -> TransportConfig {
         let mut transport = TransportConfig::default();
-        let mtu = self.datagram_bytes();
         let (keep_alive, idle) = self.keep_alive_and_idle();
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.datagram_bytes());
         transport
-            .initial_mtu(mtu)
+            .initial_mtu(FIRST_DATAGRAM_BYTES)
+            .mtu_discovery_config(Some(discovery))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
             .receive_window(VarInt::from_u32(UNREAD_BYTES))
             .send_window(64 << 20)
@@ -113,25 +128,18 @@ impl LinkProfile {
             .max_idle_timeout(IdleTimeout::try_from(idle).ok());
         let near = Duration::from_millis(1).max(2 * shape.round_trip());
         match self {
-            Self::Wan => {
-                transport.mtu_discovery_config(Some(MtuDiscoveryConfig::default()));
-            }
+            Self::Wan => {}
             Self::Lan1500 => {
                 let mut cubic = CubicConfig::default();
-                cubic.initial_window(32 * u64::from(mtu));
-                transport.min_mtu(mtu).mtu_discovery_config(None).initial_rtt(near);
-                transport.congestion_controller_factory(Arc::new(cubic));
+                cubic.initial_window(32 * u64::from(self.datagram_bytes()));
+                transport.initial_rtt(near).congestion_controller_factory(Arc::new(cubic));
             }
             Self::Loopback => {
-                let mut discovery = MtuDiscoveryConfig::default();
-                discovery.upper_bound(65000);
-                transport.min_mtu(mtu).mtu_discovery_config(Some(discovery)).initial_rtt(near);
-                transport.enable_segmentation_offload(false);
+                transport.initial_rtt(near).enable_segmentation_offload(false);
                 transport.congestion_controller_factory(Arc::new(FixedWindow::for_link(shape)));
             }
             Self::Jumbo => {
-                transport.min_mtu(mtu).mtu_discovery_config(None).initial_rtt(near);
-                transport.congestion_controller_factory(Arc::new(FixedWindow::for_link(shape)));
+                transport.initial_rtt(near).congestion_controller_factory(Arc::new(FixedWindow::for_link(shape)));
             }
         }
         transport
@@ -329,6 +337,12 @@ pub(crate) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
 pub(crate) fn widen(connection: &quinn::Connection) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(PARTY_STREAMS_AT_ONCE));
     connection.set_receive_window(VarInt::from_u64(PARTY_UNREAD_BYTES).unwrap_or(VarInt::MAX));
+}
+
+/// Narrows the bounds for a peer that has proved to be a client: what one connection can have wait here.
+pub(crate) fn narrow(connection: &quinn::Connection) {
+    connection.set_send_window(CLIENT_UNSENT_BYTES);
+    connection.set_receive_window(VarInt::from_u32(CLIENT_UNREAD_BYTES));
 }
 
 pub(crate) fn wire_bytes(connection: &quinn::Connection) -> WireBytes {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nodes::{Keys, Nodes, PATIENCE, any_port, runtime};
@@ -531,4 +531,89 @@ fn quic_packets_are_shaped_from_the_first() {
         let reason = at_p2.closed().await;
         assert!(closing.elapsed() >= shape.delay && reason.to_string().contains("the last word"), "{reason}");
     });
+}
+
+#[test]
+fn one_key_leaves_places_to_others() {
+    let runtime = runtime();
+    runtime.block_on(async {
+        let keys = Keys::new();
+        let [identity, second] = [(); 2].map(|()| Identity::generate().unwrap());
+        let mut config = keys.config(P1, any_port());
+        config.clients = ClientPolicy::Listed([identity.public_key(), second.public_key()].into());
+        config.clients_at_once = 6;
+        let node = Endpoint::bind(config).unwrap();
+        let address = PeerAddress::new(LinkKind::Quic, node.local_address().unwrap());
+        let greedy = Endpoint::bind(EndpointConfig::client(identity, keys.public)).unwrap();
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            held.push((greedy.dial(P1, &address).await.unwrap(), node.accept().await));
+        }
+        let error = greedy.dial(P1, &address).await.expect_err("nobody gives way to who has most");
+        assert!(matches!(&error, NetError::Refused { refusal: Refusal::Busy, .. }), "{error}");
+        // The newest of the key that has most makes room.
+        let modest = Endpoint::bind(EndpointConfig::client(second, keys.public)).unwrap();
+        let accept = tokio::spawn({
+            let last = held.pop().unwrap();
+            async move {
+                let reason = last.0.closed().await;
+                drop(last);
+                reason.to_string()
+            }
+        });
+        let _modest = modest.dial(P1, &address).await.unwrap();
+        let reason = accept.await.unwrap();
+        assert!(reason.contains("another client needs the place"), "{reason}");
+        assert!(held.iter().all(|(connection, _)| !connection.is_closed()));
+    });
+}
+
+/// A stranger that opens sockets and says nothing, or a byte now and then.
+async fn idle_sockets(address: std::net::SocketAddr, count: usize) -> Vec<tokio::net::TcpStream> {
+    let mut idle = Vec::new();
+    for _ in 0..count {
+        if let Ok(socket) = tokio::net::TcpStream::connect(address).await {
+            idle.push(socket);
+        }
+    }
+    idle
+}
+
+#[test]
+fn a_stranger_that_says_nothing_keeps_nobody_out() {
+    let runtime = runtime();
+    for kind in KINDS {
+        runtime.block_on(async {
+            let keys = Keys::new();
+            let mut config = keys.config(P1, any_port());
+            config.clients = ClientPolicy::Open;
+            let node = Endpoint::bind(config).unwrap();
+            let socket = node.local_address().unwrap();
+            let address = PeerAddress::new(kind, socket);
+            let mut idle = idle_sockets(socket, 1100).await;
+            assert!(idle.len() > 1000, "{} sockets", idle.len());
+            // The first byte of a TLS handshake, and no second.
+            for socket in idle.iter_mut().skip(100) {
+                let _ = tokio::io::AsyncWriteExt::write_all(socket, &[22]).await;
+            }
+            let begun = Instant::now();
+            let client = Endpoint::bind(EndpointConfig::client(Identity::generate().unwrap(), keys.public)).unwrap();
+            let _client = client.dial(P1, &address).await.unwrap();
+            let as_client = begun.elapsed();
+            let begun = Instant::now();
+            let p0 = Endpoint::bind(keys.config(P0, any_port())).unwrap();
+            let _peer = p0.dial(P1, &address).await.unwrap();
+            println!(
+                "{kind:?}: {} idle sockets; a client is in after {as_client:?}, a party after {:?}",
+                idle.len(),
+                begun.elapsed()
+            );
+            // Whoever never says a word is hung up on.
+            let mut silent = idle.swap_remove(50);
+            let mut byte = [0];
+            let read = tokio::io::AsyncReadExt::read(&mut silent, &mut byte);
+            let ended = tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is kept");
+            assert!(matches!(ended, Ok(0) | Err(_)));
+        });
+    }
 }
