@@ -123,9 +123,7 @@ pub(crate) fn client_bytes_of(manifest: &Manifest, rows: usize, output: Shape) -
     // Of rows that are looked up the signs are shared, and an evaluator holds a key of either pair, the helper of one.
     let (masks, keys) = match interface.rows {
         RowInput::Matrix { width, .. } => (packed_len(rows * width, interface.wide), 0),
-        RowInput::Lookup { domain_bits, .. } => {
-            (packed_len(rows * PAIRS, SIGN_RING), rows * dpf::key_len(domain_bits))
-        }
+        RowInput::Lookup { domain_bits, .. } => (packed_len(rows * PAIRS, SIGN_RING), rows * dpf::key_len(domain_bits)),
     };
     let (evaluator, helper) = ((masks + 2 * keys + 32) as u64, (keys + 64) as u64);
     let back = 2 * packed_len(output.rows * output.cols, output.ring) as u64;

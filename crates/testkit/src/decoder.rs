@@ -177,14 +177,8 @@ impl Decoder {
     ///
     /// # Panics
     /// As [`Decoder::private`]; or where the evaluators do not refuse the same.
-    pub fn private_with(
-        &self,
-        world: &World,
-        plan: &Plan,
-        make: &dyn Fn(usize, u32, usize) -> Lookup,
-    ) -> PrivateSteps {
-        let inputs: Vec<Vec<Option<[InputShare; 3]>>> =
-            plan.steps.iter().map(|step| self.inputs(step, make)).collect();
+    pub fn private_with(&self, world: &World, plan: &Plan, make: &dyn Fn(usize, u32, usize) -> Lookup) -> PrivateSteps {
+        let inputs: Vec<Vec<Option<[InputShare; 3]>>> = plan.steps.iter().map(|step| self.inputs(step, make)).collect();
         let shapes = plan.shapes();
         let run = world.run(|s| {
             let (me, share) = (s.party(), self.share(s.party()));

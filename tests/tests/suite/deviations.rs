@@ -66,12 +66,18 @@ fn a_step_of_a_decoder_refuses_a_deviating_client_alone() {
         let numerics = choose(&model.graph, &ranges, profile, false).expect("a model with headroom");
         let (entries, decoder) = (entries(&model), Decoder::new(model, numerics).expect("a model that is shared"));
         let prompt = |offset: usize, len: usize| {
-            Read::Tokens((0..len).map(|i| ((i * i * 7 + (i + offset) * 13 + 5) % entries) as u32).collect())
+            (0..len).map(|i| ((i * i * 7 + (i + offset) * 13 + 5) % entries) as u32).collect::<Vec<u32>>()
         };
         let token = 9;
         // Prompts of three clients; then the deviating one's next row beside another's.
-        let next = vec![(0, prompt(4, 1)), (1, Read::Tokens(vec![token as u32])), (2, prompt(8, 1))];
-        let steps = vec![vec![(0, prompt(0, 4)), (1, prompt(1, 3)), (2, prompt(2, 5))], next];
+        let texts = [prompt(0, 4), prompt(1, 3), prompt(2, 5)];
+        let nexts = [prompt(4, 1), vec![token as u32], prompt(8, 1)];
+        for (text, next) in texts.iter().zip(&nexts) {
+            let gap = decoder.routing_gap(&[text.as_slice(), next].concat());
+            assert!(gap > 0.1, "{name}: experts that are {gap} from tied");
+        }
+        let steps = [texts, nexts].map(|step| step.into_iter().map(Read::Tokens).enumerate().collect());
+        let steps = steps.into();
         let plan = Plan { steps, choice: Choice::Scores, every_row: false, temperature: None };
         let expected = decoder.plain(&plan).expect("the twin runs");
         for deviation in &DEVIATIONS {
@@ -84,8 +90,11 @@ fn a_step_of_a_decoder_refuses_a_deviating_client_alone() {
             for (step, sequence) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)] {
                 let (got, expected) = (&run.outputs[step][sequence], &expected[step][sequence]);
                 let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-                println!("{name}: {error}");
-                assert!(got.len() == expected.len() && error < noise, "{} of {name}: {sequence} {error}", deviation.name);
+                assert!(
+                    got.len() == expected.len() && error < noise,
+                    "{} of {name}: {sequence} {error}",
+                    deviation.name
+                );
             }
         }
     }
