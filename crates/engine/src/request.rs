@@ -143,8 +143,9 @@ fn bad(what: String) -> Error {
     Error::Misuse(format!("input share: {what}"))
 }
 
-/// Runs requests of equal rows side by side and returns one output share for each, in order; none at an evaluator for a request whose
-/// parts contradict each other, which did not touch the others. The helper does not learn of it.
+/// Runs requests of equal rows side by side and returns one output share for each, in order; none
+/// at an evaluator for a request whose parts contradict each other, which did not touch the others.
+/// The helper does not learn of it.
 pub fn execute<W: Weights>(
     session: &mut Session,
     manifest: &Manifest,

@@ -85,9 +85,10 @@ pub struct Member {
     pub noise: Option<Noise>,
 }
 
-/// Runs a step, and gives each sequence back, in order, with its share of what its client gets. Where a step fails, so do all its
-/// sequences. An evaluator gives nothing of a sequence whose client sent parts that contradict each other; it has ended, without touching
-/// the others. The helper does not learn of it.
+/// Runs a step, and gives each sequence back, in order, with its share of what its client gets.
+/// Where a step fails, so do all its sequences. An evaluator gives nothing of a sequence whose
+/// client sent parts that contradict each other; it has ended, without touching the others. The
+/// helper does not learn of it.
 ///
 /// # Errors
 /// A session's; or members that are not as the shape says.

@@ -172,8 +172,9 @@ impl Decoder {
         self.private_with(world, plan, &|_, domain_bits, id| Lookup::new(domain_bits, id))
     }
 
-    /// The same where the keys and signs of a token are what `make` says, given the sequence, the bits of the domain and the token.
-    /// A sequence that is refused has no output and must not go on.
+    /// The same where the keys and signs of a token are what `make` says, given the sequence, the
+    /// bits of the domain and the token. A sequence that is refused has no output and must not go
+    /// on.
     ///
     /// # Panics
     /// As [`Decoder::private`]; or where the evaluators do not refuse the same.

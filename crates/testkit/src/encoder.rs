@@ -313,7 +313,8 @@ impl Encoder {
         self.input_shares_with(request, &Lookup::new)
     }
 
-    /// The same of a client whose keys and signs of a token are what `make` says, given the bits of the domain and the token.
+    /// The same of a client whose keys and signs of a token are what `make` says, given the bits of
+    /// the domain and the token.
     pub fn input_shares_with(&self, request: &Request, make: &dyn Fn(u32, usize) -> Lookup) -> [InputShare; 3] {
         match self.interface.wide {
             32 => self.share_input::<u32>(request, make),

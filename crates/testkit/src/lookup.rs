@@ -1,4 +1,5 @@
-//! What a client sends of one index of a lookup: as it should, or in one of the ways in which it should not.
+//! What a client sends of one index of a lookup: as it should, or in one of the ways in which it
+//! should not.
 
 use tercet_helper::lookup::PAIRS;
 use tercet_ring::Seed;
@@ -9,7 +10,8 @@ use tercet_ring::dpf::{self, Key};
 pub struct Lookup {
     /// By party, the keys into masked values and into masks.
     pub keys: [[Option<Key>; PAIRS]; 3],
-    /// Whether the sign of the value pair is negative, and whether that of the mask pair is positive: 0 or 1.
+    /// Whether the sign of the value pair is negative, and whether that of the mask pair is
+    /// positive: 0 or 1.
     pub signs: [i64; PAIRS],
 }
 
@@ -36,7 +38,8 @@ impl Lookup {
         Lookup { keys, signs: [i64::from(value.sign < 0), i64::from(mask.sign > 0)] }
     }
 
-    /// What multiplies each of `rows` rows of masked values, and of masks: equal where it is a combination of rows.
+    /// What multiplies each of `rows` rows of masked values, and of masks: equal where it is a
+    /// combination of rows.
     ///
     /// # Panics
     /// Where the evaluators have different keys into masks.
@@ -54,7 +57,8 @@ impl Lookup {
         [value, difference(1 - self.signs[MASK], bits(0, MASK), bits(1, MASK))]
     }
 
-    /// Changes the bytes of the keys of a pair at these parties alike, but for their first, which says whose they are.
+    /// Changes the bytes of the keys of a pair at these parties alike, but for their first, which
+    /// says whose they are.
     fn change(&mut self, domain_bits: u32, pair: usize, parties: &[usize], change: impl Fn(&mut [u8])) {
         for &party in parties {
             let key = self.keys[party][pair].as_ref().expect("a key");
@@ -64,7 +68,8 @@ impl Lookup {
         }
     }
 
-    /// Has the keys of a pair differ at a position in the leaf of its index where they do not, or agree where they differ.
+    /// Has the keys of a pair differ at a position in the leaf of its index where they do not, or
+    /// agree where they differ.
     fn turn(&mut self, domain_bits: u32, pair: usize, position: usize) {
         let byte = |bytes: &[u8]| bytes.len() - 16 + position % 128 / 8;
         self.change(domain_bits, pair, HOLDERS[pair], |bytes| bytes[byte(bytes)] ^= 1 << (position % 8));
@@ -77,7 +82,8 @@ pub struct Deviation {
     pub name: &'static str,
     /// Whether what it asks for is a combination of rows all the same, which is answered.
     pub legal: bool,
-    /// What it sends for a table of `2^bits` positions, of which `entries` are rows, in place of an index.
+    /// What it sends for a table of `2^bits` positions, of which `entries` are rows, in place of an
+    /// index.
     pub make: fn(bits: u32, entries: usize, index: usize) -> Lookup,
 }
 

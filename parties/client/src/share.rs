@@ -17,7 +17,8 @@ use crate::{Error, ModelFace};
 /// The token of padded rows. Any would do: a bias keeps attention from them, a weight of zero the mean.
 const PADDING_TOKEN: u32 = 0;
 
-/// The ring in which the signs of lookup keys are shared: a bit, so that they cannot be anything else.
+/// The ring in which the signs of lookup keys are shared: a bit, so that they cannot be anything
+/// else.
 const SIGN_RING: u32 = 1;
 
 /// A lane that can be wiped.
@@ -140,9 +141,10 @@ fn matrix<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -
 /// By party, the keys of every row into masked values and into masks, end to end.
 type Keys = [[Vec<u8>; 2]; 3];
 
-/// The signs of the keys of every row, `[batch * rows, 2]`, 1 where one is negative, and the keys: of the pair into the masked values the
-/// first to P1 and the second to P2, of the pair into the masks the first to P0 and the second to both P1 and P2. A row is a masked
-/// value less its mask, so the second sign is negated.
+/// The signs of the keys of every row, `[batch * rows, 2]`, 1 where one is negative, and the keys:
+/// of the pair into the masked values the first to P1 and the second to P2, of the pair into the
+/// masks the first to P0 and the second to both P1 and P2. A row is a masked value less its mask,
+/// so the second sign is negated.
 fn lookup_keys<E: Lane>(batch: &Batch, domain_bits: u32) -> Result<(Zeroizing<Vec<E>>, Keys), Error> {
     let mut keys = Keys::default();
     let mut signs = Zeroizing::new(Vec::new());

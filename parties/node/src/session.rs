@@ -27,7 +27,8 @@ pub(crate) struct Room {
     pub(crate) turn: Option<Decoding>,
 }
 
-/// An output, and what its generation goes on with if it is one; none where the client's parts contradict each other.
+/// An output, and what its generation goes on with if it is one; none where the client's parts
+/// contradict each other.
 type Output = Option<(Option<Sequence>, OutputShare)>;
 
 /// What the client of such a request is told.

@@ -127,7 +127,8 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
         Ok(HelperSuite::of(session, weights, Request::Step { rows, layout, caches }, numerics))
     }
 
-    /// For each request whether its lookup is refused ([`Found::refused`]); nothing before one, or without.
+    /// For each request whether its lookup is refused ([`Found::refused`]); nothing before one, or
+    /// without.
     pub fn refused(&self) -> &[bool] {
         &self.refused
     }

@@ -414,8 +414,8 @@ fn what_does_not_fit_is_refused_before_anything_is_held() {
     });
 }
 
-/// The sign of a key turned, alike at both evaluators, in a prompt and in a later row: refused by both, and P0 hears of the end from
-/// them. Who decodes beside it notices nothing.
+/// The sign of a key turned, alike at both evaluators, in a prompt and in a later row: refused by
+/// both, and P0 hears of the end from them. Who decodes beside it notices nothing.
 #[test]
 fn a_client_that_contradicts_itself_is_refused_alone() {
     let cluster = Cluster::start(LinkKind::Quic, slow_texts);

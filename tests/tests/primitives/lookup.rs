@@ -66,7 +66,8 @@ fn what_a_lookup_sends_is_uniform() {
     }
 }
 
-/// Of three requests the second, of three rows, deviates in its last: its rows are the combination that it asks for, or nothing.
+/// Of three requests the second, of three rows, deviates in its last: its rows are the combination
+/// that it asks for, or nothing.
 fn deviate<E: Element>(ring: u32) {
     let (rows, width, requests) = (300, 7, [1, 3, 2]);
     let (bits, values) = (domain_bits(rows), table(rows, width));

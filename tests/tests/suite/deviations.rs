@@ -1,4 +1,5 @@
-//! Clients whose lookups contradict themselves, each among others in one session: it alone has no answer.
+//! Clients whose lookups contradict themselves, each among others in one session: it alone has no
+//! answer.
 
 use tercet_engine::{Choice, Profile, choose};
 use tercet_model::graph::Op;
