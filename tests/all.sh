@@ -46,6 +46,6 @@ say "demo: sentences, the real MiniLM between three nodes"
 cargo run --release --locked --quiet -- demo --model minilm
 
 say "rounds, frames and bytes held to their record"
-cargo run --release --locked --quiet -- bench compare benches/record/2026-11-25-bert-tiny.json
+cargo run --release --locked --quiet -- bench compare benches/record/2026-12-01-bert-tiny.json
 
 say "all passed"

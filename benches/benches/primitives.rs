@@ -29,7 +29,8 @@ use tercet_model::{AttentionStats, NodeStats, NormStats, Ranges, Span};
 use tercet_net::PartyId;
 use tercet_ring::{Element, Prg, Seed};
 use tercet_testkit::World;
-use tercet_testkit::sharing::{share, share_indices};
+use tercet_testkit::lookup::Lookup;
+use tercet_testkit::sharing::{share, share_lookups};
 
 /// Elements of an elementwise primitive.
 const ELEMENTS: usize = 1 << 17;
@@ -265,8 +266,8 @@ impl Bench<'_> {
         const COUNT: usize = 8;
         let (domain_bits, ring) = (VOCABULARY.next_power_of_two().trailing_zeros(), layer.numerics.formats.wide);
         let table = ramp::<u32>(&[VOCABULARY, WIDTH], ring, 16);
-        let indices: Vec<usize> = (0..COUNT).map(|i| i * 3001).collect();
-        let keys = share_indices::<u32>(domain_bits, &indices, ring, 17);
+        let indices: Vec<Lookup> = (0..COUNT).map(|i| Lookup::new(domain_bits, i * 3001)).collect();
+        let keys = share_lookups::<u32>(&indices, &[COUNT], 17);
         let least = Least::planes::<u32, u32>(VOCABULARY * WIDTH, COUNT * WIDTH);
         self.primitive("lookup of 8 in 30522x384", COUNT * WIDTH, least, |s| {
             let me = s.party().index();

@@ -4,6 +4,7 @@ mod primitives {
     mod arithmetic;
     mod causal;
     mod choice;
+    mod lookup;
     mod nonlinear;
     mod routing;
     mod rows;

@@ -6,6 +6,7 @@ mod suite {
     mod batches;
     mod cost;
     mod decoders;
+    mod deviations;
     mod effort;
     mod headroom;
     mod models;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use tercet_core::spec::{ActivationSpec, GatedSpec};
 use tercet_core::{Cost, Geometry, Result};
+use tercet_helper::lookup::{PAIRS, SIGN_RING};
 use tercet_helper::price::Shape;
 use tercet_model::RowInput;
 use tercet_model::graph::{Op, TensorSpec};
@@ -120,11 +121,10 @@ fn client_bytes(manifest: &Manifest, geometry: Geometry, output: Shape) -> Resul
 pub(crate) fn client_bytes_of(manifest: &Manifest, rows: usize, output: Shape) -> Result<[[u64; 3]; 2]> {
     let interface = manifest.interface()?;
     // Of rows that are looked up the signs are shared, and an evaluator holds a key of either pair, the helper of one.
-    let (width, keys) = match interface.rows {
-        RowInput::Matrix { width, .. } => (width, 0),
-        RowInput::Lookup { domain_bits, .. } => (tercet_helper::lookup::PAIRS, rows * dpf::key_len(domain_bits)),
+    let (masks, keys) = match interface.rows {
+        RowInput::Matrix { width, .. } => (packed_len(rows * width, interface.wide), 0),
+        RowInput::Lookup { domain_bits, .. } => (packed_len(rows * PAIRS, SIGN_RING), rows * dpf::key_len(domain_bits)),
     };
-    let masks = packed_len(rows * width, interface.wide);
     let (evaluator, helper) = ((masks + 2 * keys + 32) as u64, (keys + 64) as u64);
     let back = 2 * packed_len(output.rows * output.cols, output.ring) as u64;
     Ok([[helper, evaluator, evaluator], [back; 3]])

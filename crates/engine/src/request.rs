@@ -1,7 +1,7 @@
 //! A client's input, parsed once at the door, and its output.
 
 use tercet_core::{Error, Geometry, Result, Session};
-use tercet_helper::lookup::{Keys, PAIRS};
+use tercet_helper::lookup::{Keys, PAIRS, SIGN_RING};
 use tercet_helper::suite::{HelperSuite, Input, InputRows, Weights};
 use tercet_helper::{Masked, open};
 use tercet_model::{Interface, RowInput};
@@ -126,7 +126,7 @@ impl Reader<'_> {
             (Stream::KeyBias, _) => (rows, self.interface.score_ring),
             (Stream::RowWeight, _) => (rows, self.interface.wide),
             (Stream::Rows, RowInput::Matrix { width, .. }) => (rows * width, self.interface.wide),
-            (Stream::Rows, RowInput::Lookup { .. }) => (rows * PAIRS, self.interface.wide),
+            (Stream::Rows, RowInput::Lookup { .. }) => (rows * PAIRS, SIGN_RING),
         }
     }
 
@@ -210,7 +210,8 @@ impl Reader<'_> {
         Ok(Keys {
             value: keys(value, Keys::<E>::value_side(self.party))?,
             mask: keys(mask, Some(Keys::<E>::mask_side(self.party)))?,
-            signs: self.masked_at::<E>(at, Stream::Rows, &[count, PAIRS], self.interface.wide)?,
+            signs: self.masked_at::<E>(at, Stream::Rows, &[count, PAIRS], SIGN_RING)?,
+            requests: vec![count],
         })
     }
 }
@@ -219,13 +220,15 @@ fn bad(what: String) -> Error {
     Error::Misuse(format!("input share: {what}"))
 }
 
-/// Runs requests of equal rows side by side and returns one output share for each, in order.
+/// Runs requests of equal rows side by side and returns one output share for each, in order; none
+/// at an evaluator for a request whose parts contradict each other, which did not touch the others.
+/// The helper does not learn of it.
 pub fn execute<W: Weights>(
     session: &mut Session,
     manifest: &Manifest,
     weights: &W,
     requests: Vec<Parsed>,
-) -> Result<Vec<OutputShare>> {
+) -> Result<Vec<Option<OutputShare>>> {
     let (mut narrow, mut wide) = (Vec::new(), Vec::new());
     for request in requests {
         match request {
@@ -245,7 +248,7 @@ fn execute_in<E: Element, W: Weights>(
     manifest: &Manifest,
     weights: &W,
     inputs: Vec<Input<E>>,
-) -> Result<Vec<OutputShare>> {
+) -> Result<Vec<Option<OutputShare>>> {
     let shapes: Vec<(usize, usize)> = inputs.iter().map(|i| (i.key_bias.shape()[0], i.key_bias.shape()[1])).collect();
     let rows = shapes.first().map_or(0, |s| s.1);
     if shapes.iter().any(|s| s.1 != rows) {
@@ -254,21 +257,29 @@ fn execute_in<E: Element, W: Weights>(
     let geometry = Geometry { batch: shapes.iter().map(|s| s.0).sum(), rows };
     manifest.check_geometry(geometry)?;
     let input = join(inputs).ok_or_else(|| Error::Misuse("a batch of nothing".into()))?;
-    let output = {
+    let (output, refused) = {
         let mut suite = HelperSuite::new(session, weights, input, geometry, manifest.numerics.formats);
-        walk(&mut suite, &manifest.graph, &manifest.numerics, Rows::Inputs(geometry.rows), |_, _| ())?
+        let rows = Rows::Inputs(geometry.rows);
+        let output = walk(&mut suite, &manifest.graph, &manifest.numerics, rows, |_, _| ())?;
+        (output, suite.refused().to_vec())
     };
     session.finish()?;
     let width = output.planes()[0].width();
     let mut at = 0;
     Ok(shapes
         .iter()
-        .map(|&(batch, _)| {
+        .zip(answered(&refused))
+        .map(|(&(batch, _), answered)| {
             let (from, to) = (at * width, (at + batch) * width);
             at += batch;
-            open::to_client(&output, from..to)
+            answered.then(|| open::to_client(&output, from..to))
         })
         .collect())
+}
+
+/// Whether each request has an answer, given which are refused, if that was asked.
+pub(crate) fn answered(refused: &[bool]) -> impl Iterator<Item = bool> + '_ {
+    refused.iter().map(|refused| !refused).chain(std::iter::repeat(true))
 }
 
 /// Inputs of one length as one.
@@ -292,20 +303,22 @@ pub(crate) fn join_rows<E: Element>(mut inputs: Vec<InputRows<E>>) -> Option<Inp
         return inputs.pop();
     }
     let count = inputs.len();
-    let (mut value, mut mask, mut signs, mut matrices, mut places) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut value, mut mask, mut signs, mut requests) = (vec![], vec![], vec![], vec![]);
+    let (mut matrices, mut places) = (vec![], vec![]);
     for rows in inputs {
         match rows {
             InputRows::Lookup(keys) => {
                 value.extend(keys.value);
                 mask.extend(keys.mask);
                 signs.push(keys.signs);
+                requests.extend(keys.requests);
             }
             InputRows::Places(place) => places.push(place),
             InputRows::Matrix(matrix) => matrices.push(matrix),
         }
     }
     if signs.len() == count {
-        return Some(InputRows::Lookup(Keys { value, mask, signs: stack(&signs, PAIRS) }));
+        return Some(InputRows::Lookup(Keys { value, mask, signs: stack(&signs, PAIRS), requests }));
     }
     if places.len() == count {
         return Some(InputRows::Places(stack(&places, 1)));

@@ -11,7 +11,7 @@ use tercet_ring::Element;
 
 use crate::Rows;
 use crate::manifest::Manifest;
-use crate::request::{Lanes, Parsed, join_rows};
+use crate::request::{Lanes, Parsed, answered, join_rows};
 use crate::step::{Choice, StepShape};
 use crate::walk::walk;
 
@@ -85,8 +85,10 @@ pub struct Member {
     pub noise: Option<Noise>,
 }
 
-/// Runs a step, and gives each sequence back, in order, with its share of what its client gets. Where a step fails, so do all its
-/// sequences.
+/// Runs a step, and gives each sequence back, in order, with its share of what its client gets.
+/// Where a step fails, so do all its sequences. An evaluator gives nothing of a sequence whose
+/// client sent parts that contradict each other; it has ended, without touching the others. The
+/// helper does not learn of it.
 ///
 /// # Errors
 /// A session's; or members that are not as the shape says.
@@ -96,7 +98,7 @@ pub fn execute_step<W: Weights>(
     weights: &W,
     members: Vec<Member>,
     shape: &StepShape,
-) -> Result<Vec<(Sequence, OutputShare)>> {
+) -> Result<Vec<Option<(Sequence, OutputShare)>>> {
     manifest.check_step(shape)?;
     let noisy = members.iter().any(|member| member.noise.is_some());
     if members.len() != shape.layout.sequences.len() || noisy != shape.noisy {
@@ -115,7 +117,7 @@ fn execute_in<E: Lanes, W: Weights>(
     weights: &W,
     members: Vec<Member>,
     shape: &StepShape,
-) -> Result<Vec<(Sequence, OutputShare)>> {
+) -> Result<Vec<Option<(Sequence, OutputShare)>>> {
     let (mut sequences, mut inputs, mut noise) = (Vec::new(), Vec::new(), Vec::new());
     for Member { mut sequence, input, noise: of } in members {
         inputs.push(match (input, sequence.place.take()) {
@@ -128,19 +130,20 @@ fn execute_in<E: Lanes, W: Weights>(
     }
     let rows = join_rows(inputs).ok_or_else(|| Error::Misuse("a step of nothing".into()))?;
     let numerics = &manifest.numerics;
-    let output = {
+    let (output, refused) = {
         let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache).collect();
         let suite = HelperSuite::step(session, weights, rows, &shape.layout, caches, numerics.formats)?;
         let mut suite = if shape.noisy { suite.with_noise(noise) } else { suite };
         let scores = walk(&mut suite, &manifest.graph, numerics, Rows::Step, |_, _| ())?;
-        match shape.choice {
+        let output = match shape.choice {
             Choice::Scores => scores,
             Choice::Token => {
                 suite.set_label("head/choice");
                 let (_, vocab) = suite.shape(&scores);
                 suite.choose(&scores, &numerics.choice(vocab, scores.ring()))?
             }
-        }
+        };
+        (output, suite.refused().to_vec())
     };
     session.finish()?;
     let width = output.planes()[0].width();
@@ -148,12 +151,13 @@ fn execute_in<E: Lanes, W: Weights>(
     Ok(sequences
         .into_iter()
         .zip(&shape.layout.sequences)
-        .map(|(sequence, extent)| {
+        .zip(answered(&refused))
+        .map(|((sequence, extent), answered)| {
             let rows = if shape.layout.every_row { extent.rows } else { 1 };
             let range = at * width..(at + rows) * width;
             let place = (shape.choice == Choice::Token).then(|| E::chosen(part(&output, at)));
             at += rows;
-            (Sequence { place, ..sequence }, open::to_client(&output, range))
+            answered.then(|| (Sequence { place, ..sequence }, open::to_client(&output, range)))
         })
         .collect())
 }

@@ -29,8 +29,8 @@ pub enum Stream {
     KeyBias,
     /// `[batch, rows]` in the wide ring: one, or zero where a row is padding.
     RowWeight,
-    /// In the wide ring: `[batch * rows, width]`, the rows themselves; or, where they are looked up, `[batch * rows, 2]`, the
-    /// signs of the keys of each row.
+    /// In the wide ring `[batch * rows, width]`, the rows themselves; or, where they are looked up,
+    /// `[batch * rows, 2]` bits, the signs of the keys of each row.
     Rows,
 }
 

@@ -7,12 +7,13 @@ use tercet_engine::{
 };
 use tercet_model::graph::Op;
 use tercet_model::{Matrix, Model, OracleInput, Trace};
-use tercet_net::{InputShare, OutputShare, PartyId, Stream};
+use tercet_net::{InputShare, OutputShare, PartyId};
 use tercet_plain::{PlainCache, PlainSuite, Value};
 use tercet_ring::{Element, Seed, pack, sharing};
 
 use crate::World;
-use crate::encoder::{Encoder, masked};
+use crate::encoder::Encoder;
+use crate::lookup::Lookup;
 
 /// What one sequence reads in a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,12 +169,22 @@ impl Decoder {
     /// # Panics
     /// Where a party fails, or the doubled copies of an output differ.
     pub fn private(&self, world: &World, plan: &Plan) -> PrivateSteps {
-        let inputs: Vec<Vec<Option<[InputShare; 3]>>> = plan.steps.iter().map(|step| self.inputs(step)).collect();
+        self.private_with(world, plan, &|_, domain_bits, id| Lookup::new(domain_bits, id))
+    }
+
+    /// The same where the keys and signs of a token are what `make` says, given the sequence, the
+    /// bits of the domain and the token. A sequence that is refused has no output and must not go
+    /// on.
+    ///
+    /// # Panics
+    /// As [`Decoder::private`]; or where the evaluators do not refuse the same.
+    pub fn private_with(&self, world: &World, plan: &Plan, make: &dyn Fn(usize, u32, usize) -> Lookup) -> PrivateSteps {
+        let inputs: Vec<Vec<Option<[InputShare; 3]>>> = plan.steps.iter().map(|step| self.inputs(step, make)).collect();
         let shapes = plan.shapes();
         let run = world.run(|s| {
             let (me, share) = (s.party(), self.share(s.party()));
             let mut sequences: Vec<Option<Sequence>> = (0..plan.sequences()).map(|_| None).collect();
-            let mut outputs: Vec<Vec<OutputShare>> = Vec::new();
+            let mut outputs: Vec<Vec<Option<OutputShare>>> = Vec::new();
             for ((step, inputs), shape) in plan.steps.iter().zip(&inputs).zip(&shapes) {
                 let mut members = Vec::new();
                 for ((number, _), input) in step.iter().zip(inputs) {
@@ -190,8 +201,9 @@ impl Decoder {
                     members.push(Member { sequence, input, noise });
                 }
                 let done = execute_step(s, share.manifest(), share, members, shape)?;
-                let (back, shares): (Vec<Sequence>, Vec<OutputShare>) = done.into_iter().unzip();
+                let (back, shares): (Vec<Option<Sequence>>, Vec<_>) = done.into_iter().map(Option::unzip).unzip();
                 for ((number, _), sequence) in step.iter().zip(back) {
+                    let Some(sequence) = sequence else { continue };
                     let most = cache_bytes(share.manifest(), me, sequence.len());
                     assert!(sequence.bytes() as u64 <= most, "{} bytes of at most {most}", sequence.bytes());
                     sequences[*number] = Some(sequence);
@@ -204,7 +216,12 @@ impl Decoder {
         let outputs = shapes.iter().enumerate().map(|(step, shape)| {
             let of = |(member, extent): (usize, &Extent)| {
                 let rows = if shape.layout.every_row { extent.rows } else { 1 };
-                self.open(shape.choice, rows, [helper, first, second].map(|outputs| &outputs[step][member]))
+                let shares = [helper, first, second].map(|outputs| outputs[step][member].as_ref());
+                match shares {
+                    [Some(helper), Some(first), Some(second)] => self.open(shape.choice, rows, [helper, first, second]),
+                    [Some(_), None, None] => Vec::new(),
+                    _ => panic!("the evaluators refuse other sequences of step {step}"),
+                }
             };
             shape.layout.sequences.iter().enumerate().map(of).collect()
         });
@@ -258,19 +275,21 @@ impl Decoder {
     }
 
     /// What the clients of a step send to each party; nothing where a chosen token is read.
-    fn inputs(&self, step: &Step) -> Vec<Option<[InputShare; 3]>> {
-        let of = |(_, read): &(usize, Read)| match read {
-            Read::Tokens(ids) if self.0.interface.wide == 32 => Some(self.input::<u32>(ids)),
-            Read::Tokens(ids) => Some(self.input::<u64>(ids)),
+    fn inputs(&self, step: &Step, make: &dyn Fn(usize, u32, usize) -> Lookup) -> Vec<Option<[InputShare; 3]>> {
+        let of = |(number, read): &(usize, Read)| match read {
+            Read::Tokens(ids) => {
+                let make = |domain_bits, id| make(*number, domain_bits, id);
+                let wide = self.0.interface.wide;
+                Some(if wide == 32 { self.input::<u32>(ids, &make) } else { self.input::<u64>(ids, &make) })
+            }
             Read::Chosen => None,
         };
         step.iter().map(of).collect()
     }
 
-    fn input<E: Element>(&self, ids: &[u32]) -> [InputShare; 3] {
-        let (rows, keys): (Vec<i64>, _) = self.0.share_rows(self.0.token_rows(ids));
+    fn input<E: Element>(&self, ids: &[u32], make: &dyn Fn(u32, usize) -> Lookup) -> [InputShare; 3] {
         let (first, second) = (Seed::random(), Seed::random());
-        let packed = masked::<E>(&rows, [&first, &second], Stream::Rows, self.0.interface.wide);
+        let (packed, keys) = self.0.share_rows::<E>(self.0.token_rows(ids), [&first, &second], make);
         let mut keys = keys.into_iter();
         PartyId::ALL.map(|party| InputShare {
             batch: 1,

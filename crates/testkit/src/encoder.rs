@@ -8,6 +8,7 @@ use tercet_core::{Error, Geometry, Result, Session};
 use tercet_engine::Rows as WalkRows;
 use tercet_engine::{Base, Manifest, ModelNumerics, ModelShare, Parsed, SplitError, execute, parse, split_on, walk};
 use tercet_helper::Masked;
+use tercet_helper::lookup::SIGN_RING;
 use tercet_helper::suite::{HelperSuite, Input};
 use tercet_model::graph::{Graph, Op, TensorSpec};
 use tercet_model::{Interface, Model, Oracle, OracleInput, Precision, RowInput};
@@ -16,7 +17,8 @@ use tercet_plain::{PlainInput, PlainRows, PlainSuite, PlainWeight, PlainWeights,
 use tercet_ring::{Element, Seed, dpf, fixed, pack, sharing};
 
 use crate::World;
-use crate::sharing::{reveal, share_index};
+use crate::lookup::Lookup;
+use crate::sharing::reveal;
 
 /// The tensors of a model, encoded as its owner shares them: the weights of the twin.
 pub struct EncodedModel(BTreeMap<String, PlainWeight>);
@@ -97,8 +99,8 @@ pub struct PrivateRun {
     pub cost: tercet_core::Cost,
     /// Every payload byte that each party received.
     pub received: [Vec<u8>; 3],
-    /// Each party's output share, one for each request.
-    pub outputs: [Vec<OutputShare>; 3],
+    /// Each party's output share, one for each request; none at an evaluator where it was refused.
+    pub outputs: [Vec<Option<OutputShare>>; 3],
 }
 
 /// A model, shared.
@@ -223,7 +225,14 @@ impl Encoder {
     /// # Panics
     /// Where a party fails.
     pub fn execute(&self, world: &World, requests: &[Request]) -> PrivateRun {
-        let inputs: Vec<[InputShare; 3]> = requests.iter().map(|r| self.input_shares(r)).collect();
+        self.execute_on(world, &requests.iter().map(|r| self.input_shares(r)).collect::<Vec<_>>())
+    }
+
+    /// The same on input shares that are there already.
+    ///
+    /// # Panics
+    /// As [`Encoder::execute`].
+    pub fn execute_on(&self, world: &World, inputs: &[[InputShare; 3]]) -> PrivateRun {
         let run = world.run(|s| {
             let (me, share) = (s.party(), self.share(s.party()));
             let parsed = inputs.iter().map(|i| parse(me, share.manifest(), &self.interface, &i[me.index()]));
@@ -235,10 +244,13 @@ impl Encoder {
     /// Opens what [`Encoder::execute`] gave for one request, as its client does: the rows of the output, as integers.
     ///
     /// # Panics
-    /// Where the doubled copies differ.
+    /// Where the doubled copies differ, or there is no answer.
     pub fn open(&self, run: &PrivateRun, request: usize) -> Vec<i64> {
         let Interface { output_ring: ring, output_width: width, .. } = self.interface;
-        let [helper, first, second] = run.outputs.each_ref().map(|outputs| &outputs[request].planes);
+        let [helper, first, second] = run.outputs.each_ref().map(|outputs| {
+            let output = outputs[request].as_ref();
+            &output.expect("an answer from every party").planes
+        });
         assert!(first[0] == second[0] && helper[0] == first[1] && helper[1] == second[1], "doubled copies differ");
         let len = first[0].len() * 8 / ring as usize / width * width;
         let plane = |bytes: &[u8]| {
@@ -298,7 +310,16 @@ impl Encoder {
 
     /// What the client of a request sends to each party.
     pub fn input_shares(&self, request: &Request) -> [InputShare; 3] {
-        if self.interface.wide == 32 { self.share_input::<u32>(request) } else { self.share_input::<u64>(request) }
+        self.input_shares_with(request, &Lookup::new)
+    }
+
+    /// The same of a client whose keys and signs of a token are what `make` says, given the bits of
+    /// the domain and the token.
+    pub fn input_shares_with(&self, request: &Request, make: &dyn Fn(u32, usize) -> Lookup) -> [InputShare; 3] {
+        match self.interface.wide {
+            32 => self.share_input::<u32>(request, make),
+            _ => self.share_input::<u64>(request, make),
+        }
     }
 
     fn plain_input(&self, request: &Request) -> PlainInput {
@@ -315,7 +336,7 @@ impl Encoder {
         }
     }
 
-    fn share_input<E: Element>(&self, request: &Request) -> [InputShare; 3] {
+    fn share_input<E: Element>(&self, request: &Request, make: &dyn Fn(u32, usize) -> Lookup) -> [InputShare; 3] {
         let PlainInput { rows, key_bias, row_weight } = self.plain_input(request);
         let (first, second) = (Seed::random(), Seed::random());
         let wide = self.interface.wide;
@@ -323,8 +344,8 @@ impl Encoder {
             masked::<u32>(&key_bias, [&first, &second], Stream::KeyBias, self.interface.score_ring),
             masked::<E>(&row_weight, [&first, &second], Stream::RowWeight, wide),
         ];
-        let (rows, keys) = self.share_rows(rows);
-        streams.push(masked::<E>(&rows, [&first, &second], Stream::Rows, wide));
+        let (rows, keys) = self.share_rows::<E>(rows, [&first, &second], make);
+        streams.push(rows);
         let Geometry { batch, rows } = request.geometry();
         let mut keys = keys.into_iter();
         PartyId::ALL.map(|party| InputShare {
@@ -337,25 +358,28 @@ impl Encoder {
         })
     }
 
-    /// What is masked of the rows of an input, and each party's lookup keys.
-    pub(crate) fn share_rows(&self, rows: PlainRows) -> (Vec<i64>, [[Vec<u8>; 2]; 3]) {
+    /// What is masked of the rows of an input, packed, and each party's lookup keys.
+    pub(crate) fn share_rows<E: Element>(
+        &self,
+        rows: PlainRows,
+        seeds: [&Seed; 2],
+        make: &dyn Fn(u32, usize) -> Lookup,
+    ) -> (Vec<u8>, [[Vec<u8>; 2]; 3]) {
         let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
-        let rows = match (rows, &self.interface.rows) {
+        let (rows, ring) = match (rows, &self.interface.rows) {
             (PlainRows::Lookup(ids), RowInput::Lookup { domain_bits, .. }) => {
-                let mut signs = Vec::new();
-                for id in ids {
-                    let (own, of_signs) = share_index(*domain_bits, id);
-                    signs.extend(of_signs);
-                    for (keys, key) in keys.iter_mut().flatten().zip(own.iter().flatten()) {
+                let lookups: Vec<Lookup> = ids.into_iter().map(|id| make(*domain_bits, id)).collect();
+                for of in &lookups {
+                    for (keys, key) in keys.iter_mut().flatten().zip(of.keys.iter().flatten()) {
                         keys.extend(key.iter().flat_map(dpf::Key::to_bytes));
                     }
                 }
-                signs
+                (lookups.iter().flat_map(|of| of.signs).collect(), SIGN_RING)
             }
-            (PlainRows::Matrix(values), RowInput::Matrix { .. }) => values,
+            (PlainRows::Matrix(values), RowInput::Matrix { .. }) => (values, self.interface.wide),
             _ => unreachable!("ids are looked up where the table is secret"),
         };
-        (rows, keys)
+        (masked::<E>(&rows, seeds, Stream::Rows, ring), keys)
     }
 
     /// The rows of tokens: ids, or encoded rows of the public table.
@@ -420,7 +444,7 @@ enum Rows {
 }
 
 /// The masked values of a stream, packed.
-pub(crate) fn masked<E: Element>(values: &[i64], [first, second]: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
+fn masked<E: Element>(values: &[i64], [first, second]: [&Seed; 2], stream: Stream, ring: u32) -> Vec<u8> {
     let values: Vec<E> = values.iter().map(|&v| E::from_i64(v)).collect();
     let mut packed = Vec::new();
     pack::pack(&sharing::split(&values, first, second, stream as u64), ring, &mut packed);

@@ -2,10 +2,12 @@
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tercet_helper::bits::{self, MaskedBits};
-use tercet_helper::lookup::{Keys, PAIRS};
+use tercet_helper::lookup::{Keys, PAIRS, SIGN_RING};
 use tercet_helper::{Additive, Masked};
 use tercet_net::PartyId;
-use tercet_ring::{Element, Seed, Tensor, dpf};
+use tercet_ring::{Element, Tensor};
+
+use crate::lookup::Lookup;
 
 /// Shares signed integers in `Z_2^ring` under fresh masks from `seed`: one view a party. Bits above the ring are filled with
 /// noise, which no primitive may notice.
@@ -24,30 +26,16 @@ pub fn share<E: Element>(values: &[i64], shape: &[usize], ring: u32, seed: u64) 
     [view(PartyId::P0, &l1, &l2), view(PartyId::P1, &m, &l1), view(PartyId::P2, &m, &l2)]
 }
 
-/// The keys of one index as its client makes them, by party: into masked values, into masks; and their signs.
-pub fn share_index(domain_bits: u32, index: usize) -> ([[Option<dpf::Key>; PAIRS]; 3], [i64; PAIRS]) {
-    let [value, mask] = [(); PAIRS].map(|()| dpf::generate(&Seed::random(), domain_bits, index));
-    let keys = [
-        [None, Some(mask.first)],
-        [Some(value.first), Some(mask.second.clone())],
-        [Some(value.second), Some(mask.second)],
-    ];
-    (keys, [value.sign, -mask.sign])
-}
-
-/// What the three parties get of the indices of a lookup in a table of `Z_2^ring`.
-pub fn share_indices<E: Element>(domain_bits: u32, indices: &[usize], ring: u32, seed: u64) -> [Keys<E>; 3] {
-    let (mut keys, mut signs) = ([(); 3].map(|()| (Vec::new(), Vec::new())), Vec::new());
-    for &index in indices {
-        let (own, of_signs) = share_index(domain_bits, index);
-        signs.extend(of_signs);
-        for ((values, masks), [value, mask]) in keys.iter_mut().zip(own) {
-            values.extend(value);
-            masks.extend(mask);
-        }
-    }
-    let mut signs = share(&signs, &[indices.len(), PAIRS], ring, seed).into_iter();
-    keys.map(|(value, mask)| Keys { value, mask, signs: signs.next().expect("one view a party") })
+/// What the three parties get of the lookups of some requests, of as many rows as `requests` says.
+pub fn share_lookups<E: Element>(lookups: &[Lookup], requests: &[usize], seed: u64) -> [Keys<E>; 3] {
+    let signs: Vec<i64> = lookups.iter().flat_map(|of| of.signs).collect();
+    let signs = share(&signs, &[lookups.len(), PAIRS], SIGN_RING, seed);
+    let mut parties = signs.into_iter().enumerate();
+    [(); 3].map(|()| {
+        let (party, signs) = parties.next().expect("one view a party");
+        let keys = |pair: usize| lookups.iter().filter_map(|of| of.keys[party][pair].clone()).collect();
+        Keys { value: keys(0), mask: keys(1), signs, requests: requests.to_vec() }
+    })
 }
 
 /// The values of a sharing. Checks that the doubled copies agree.

@@ -3,7 +3,7 @@
 //! Two seeds are drawn for each request: `l1` grows from the first (P0, P1), `l2` from the second (P0, P2); only
 //! `m = x + l1 + l2` travels in full, to P1 and P2. A token that is looked up in a secret table becomes two pairs of
 //! distributed-point-function keys, one into the table's masked values and one into its masks, and their two signs, which are
-//! shared like any other value.
+//! shared like any other value, a bit each.
 
 use tercet_model::RowInput;
 use tercet_net::{InputShare, Stream};
@@ -16,6 +16,10 @@ use crate::{Error, ModelFace};
 
 /// The token of padded rows. Any would do: a bias keeps attention from them, a weight of zero the mean.
 const PADDING_TOKEN: u32 = 0;
+
+/// The ring in which the signs of lookup keys are shared: a bit, so that they cannot be anything
+/// else.
+const SIGN_RING: u32 = 1;
 
 /// A lane that can be wiped.
 trait Lane: Element + Zeroize {}
@@ -71,11 +75,14 @@ fn masked_rows<E: Lane>(
     table: Option<&Table<'_>>,
     seeds: &[Seed; 2],
 ) -> Result<(Vec<u8>, Keys), Error> {
-    let (rows, keys) = match face.interface().rows {
-        RowInput::Matrix { .. } => (matrix::<E>(face, batch, table)?, Default::default()),
-        RowInput::Lookup { domain_bits, .. } => lookup_keys::<E>(batch, domain_bits)?,
+    let (rows, keys, ring) = match face.interface().rows {
+        RowInput::Matrix { .. } => (matrix::<E>(face, batch, table)?, Keys::default(), face.interface().wide),
+        RowInput::Lookup { domain_bits, .. } => {
+            let (signs, keys) = lookup_keys::<E>(batch, domain_bits)?;
+            (signs, keys, SIGN_RING)
+        }
     };
-    Ok((mask(&rows, seeds, Stream::Rows, face.interface().wide), keys))
+    Ok((mask(&rows, seeds, Stream::Rows, ring), keys))
 }
 
 /// What each party gets of masked tensors and keys.
@@ -134,9 +141,10 @@ fn matrix<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -
 /// By party, the keys of every row into masked values and into masks, end to end.
 type Keys = [[Vec<u8>; 2]; 3];
 
-/// The signs of the keys of every row, `[batch * rows, 2]`, and the keys: of the pair into the masked values the first to P1 and
-/// the second to P2, of the pair into the masks the first to P0 and the second to both P1 and P2. A row is a masked value
-/// less its mask, so the second sign is negated.
+/// The signs of the keys of every row, `[batch * rows, 2]`, 1 where one is negative, and the keys:
+/// of the pair into the masked values the first to P1 and the second to P2, of the pair into the
+/// masks the first to P0 and the second to both P1 and P2. A row is a masked value less its mask,
+/// so the second sign is negated.
 fn lookup_keys<E: Lane>(batch: &Batch, domain_bits: u32) -> Result<(Zeroizing<Vec<E>>, Keys), Error> {
     let mut keys = Keys::default();
     let mut signs = Zeroizing::new(Vec::new());
@@ -146,7 +154,7 @@ fn lookup_keys<E: Lane>(batch: &Batch, domain_bits: u32) -> Result<(Zeroizing<Ve
         };
         for id in padded(ids, batch.rows) {
             let [value, mask] = [(); 2].map(|()| dpf::generate(&Seed::random(), domain_bits, id as usize));
-            signs.extend([E::from_i64(value.sign), E::from_i64(-mask.sign)]);
+            signs.extend([value.sign, -mask.sign].map(|sign| E::from_u64(u64::from(sign < 0))));
             keys[1][0].extend(value.first.to_bytes());
             keys[2][0].extend(value.second.to_bytes());
             keys[0][1].extend(mask.first.to_bytes());
@@ -198,7 +206,7 @@ mod tests {
         assert!(shares.iter().all(|share| (share.batch, share.rows) == (2, 3)));
         assert!(shares[0].keys[0].is_empty(), "the helper has no key into masked values");
         assert_eq!(shares[1].keys[1], shares[2].keys[1], "the evaluators share the key into the masks");
-        let signs = revealed::<E>(&shares, Stream::Rows, 12, E::BITS);
+        let signs = revealed::<E>(&shares, Stream::Rows, 12, SIGN_RING);
         let pairs = [([(1, Side::First), (2, Side::Second)], 1), ([(0, Side::First), (1, Side::Second)], -1)];
         for (pair, (holders, negated)) in pairs.into_iter().enumerate() {
             let [first, second] = holders.map(|(party, side)| -> Vec<u64> {
@@ -214,7 +222,7 @@ mod tests {
             for (row, token) in [3, 1, 0, 4, 2, 1].into_iter().enumerate() {
                 assert_eq!(first[row] ^ second[row], 1 << token, "row {row}");
                 let sign = if first[row] >> token & 1 == 1 { 1 } else { -1 };
-                assert_eq!(signs[2 * row + pair], negated * sign, "row {row}");
+                assert_eq!(signs[2 * row + pair] != 0, negated * sign < 0, "row {row}");
             }
         }
     }

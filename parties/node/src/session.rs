@@ -27,8 +27,12 @@ pub(crate) struct Room {
     pub(crate) turn: Option<Decoding>,
 }
 
-/// An output, and what its generation goes on with if it is one.
-type Output = (Option<Sequence>, OutputShare);
+/// An output, and what its generation goes on with if it is one; none where the client's parts
+/// contradict each other.
+type Output = Option<(Option<Sequence>, OutputShare)>;
+
+/// What the client of such a request is told.
+const CONTRADICTION: &str = "the parts that the client sent contradict each other";
 
 /// How a session went, and what it took.
 struct Report {
@@ -84,7 +88,12 @@ pub(crate) async fn run(shared: Arc<Shared>, agreement: Agreement, requests: Vec
             let (rounds, ms) = (usage.rounds, usage.session_ms);
             tracing::info!(session = id, model = agreement.plan.model, requests = waiting.len(), rounds, ms, "done");
             shared.counters.sessions_done.add();
-            for (waiting, (sequence, share)) in waiting.into_iter().zip(outputs) {
+            for (waiting, output) in waiting.into_iter().zip(outputs) {
+                let Some((sequence, share)) = output else {
+                    let (fault, reason) = (Fault::Request, CONTRADICTION.into());
+                    waiting.answer(NodeMessage::Refused { fault, reason }, None);
+                    continue;
+                };
                 let queued_ms = begun.saturating_duration_since(waiting.arrived).as_millis() as u32;
                 let usage = Usage { queued_ms, ..usage };
                 let message = if sequence.is_some() {
@@ -139,11 +148,12 @@ impl Job {
         match &self.shape {
             Shape::Inputs(_) => {
                 let outputs = execute(session, manifest, share, whole)?;
-                Ok(outputs.into_iter().map(|output| (None, output)).collect())
+                Ok(outputs.into_iter().map(|output| Some((None, output?))).collect())
             }
             Shape::Step(step) => {
                 let outputs = execute_step(session, manifest, share, members, step)?;
-                Ok(outputs.into_iter().map(|(sequence, output)| (Some(sequence), output)).collect())
+                let output = |(sequence, output)| (Some(sequence), output);
+                Ok(outputs.into_iter().map(|of| of.map(output)).collect())
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::attention::Heads;
 use crate::cache::Cache;
 use crate::experts::Matrices;
 use crate::linear::{Operand, Prepared, matrix_product, public_product};
-use crate::lookup::{Keys, lookup};
+use crate::lookup::{Found, Keys, lookup};
 use crate::noise::Noise;
 use crate::plane::Plane;
 use crate::reentry::{Table, rows_at};
@@ -64,6 +64,7 @@ pub struct HelperSuite<'a, E, W> {
     request: Request<'a, E>,
     numerics: Numerics,
     noise: Vec<Option<Noise>>,
+    refused: Vec<bool>,
 }
 
 /// What is computed on.
@@ -92,7 +93,16 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
         geometry: Geometry,
         numerics: Numerics,
     ) -> HelperSuite<'a, E, W> {
-        HelperSuite { session, weights, request: Request::Inputs(input, geometry), numerics, noise: Vec::new() }
+        HelperSuite::of(session, weights, Request::Inputs(input, geometry), numerics)
+    }
+
+    fn of(
+        session: &'a mut Session,
+        weights: &'a W,
+        request: Request<'a, E>,
+        numerics: Numerics,
+    ) -> HelperSuite<'a, E, W> {
+        HelperSuite { session, weights, request, numerics, noise: Vec::new(), refused: Vec::new() }
     }
 
     /// Binds a session to weights and a step: what its rows are made of, in the order of `layout`, and the cache of each sequence,
@@ -114,13 +124,13 @@ impl<'a, E: Element, W: Weights> HelperSuite<'a, E, W> {
         if !pasts.eq(held.iter().copied()) || layout.sequences.iter().any(|extent| extent.rows == 0) {
             return Err(Error::Misuse(format!("caches of {held:?} positions for {:?}", layout.sequences)));
         }
-        Ok(HelperSuite {
-            session,
-            weights,
-            request: Request::Step { rows, layout, caches },
-            numerics,
-            noise: Vec::new(),
-        })
+        Ok(HelperSuite::of(session, weights, Request::Step { rows, layout, caches }, numerics))
+    }
+
+    /// For each request whether its lookup is refused ([`Found::refused`]); nothing before one, or
+    /// without.
+    pub fn refused(&self) -> &[bool] {
+        &self.refused
     }
 
     /// The padded inputs; an error in a step.
@@ -183,7 +193,10 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
                 if stored.public {
                     return Err(Error::Misuse(format!("{table} is public, the request brings keys into it")));
                 }
-                lookup(self.session, stored.planes, [stored.rows, stored.cols], keys, self.numerics.wide)
+                let table = [stored.rows, stored.cols];
+                let Found { rows, refused } = lookup(self.session, stored.planes, table, keys, self.numerics.wide)?;
+                self.refused = refused;
+                Ok(rows)
             }
             InputRows::Places(places) => {
                 let Stored { rows, cols, public, planes, .. } = self.weights.stored::<E>(table)?;

@@ -325,9 +325,12 @@ fn opening_as(
 
 impl RawGeneration {
     async fn open(raw: &Raw, prompt: &[u32], options: GenerationOptions, deadline_ms: u32) -> RawGeneration {
-        let (shares, id) = (raw.face.share_rows(prompt, None).unwrap(), fresh_id());
-        let mut channels = Vec::new();
-        for (party, share) in PartyId::ALL.into_iter().zip(&shares) {
+        RawGeneration::of(raw, &raw.face.share_rows(prompt, None).unwrap(), options, deadline_ms).await
+    }
+
+    async fn of(raw: &Raw, shares: &[InputShare; 3], options: GenerationOptions, deadline_ms: u32) -> RawGeneration {
+        let (mut channels, id) = (Vec::new(), fresh_id());
+        for (party, share) in PartyId::ALL.into_iter().zip(shares) {
             let mut channel = open(&raw.connections[party.index()]).await;
             channel.send(&opening_as(party, id, &raw.face, options, deadline_ms, share)).await.unwrap();
             channels.push(channel);
@@ -451,6 +454,48 @@ fn what_does_not_fit_is_refused_before_anything_is_held() {
         assert_eq!(ids(alone).await.0, tiny().greedy(PROMPTS[0], 2));
         let error = cluster.client().await.embed(TEXTS, &["the fox"], &Options::default()).await.unwrap_err();
         assert!(matches!(error, Error::Misuse(_)), "{error}");
+        until_free(&cluster).await;
+    });
+}
+
+/// The sign of a key turned, alike at both evaluators, in a prompt and in a later row: refused by
+/// both, and P0 hears of the end from them. Who decodes beside it notices nothing.
+#[test]
+fn a_client_that_contradicts_itself_is_refused_alone() {
+    let cluster = Cluster::start(LinkKind::Quic, slow_texts);
+    cluster.runtime.block_on(async {
+        let raw = Raw::connect_to(&cluster, TEXTS).await;
+        let contradictory = |ids: &[u32]| {
+            let mut shares = raw.face.share_rows(ids, None).unwrap();
+            shares[1..].iter_mut().for_each(|share| share.masked[0][0] ^= 2);
+            shares
+        };
+        let client = cluster.client().await;
+        let honest = client.generate(TEXTS, PROMPTS[0], &tokens(4)).await.unwrap();
+        let deviate = async {
+            for late in [false, true] {
+                let prompt = if late { raw.face.share_rows(&[7; 5], None).unwrap() } else { contradictory(&[7; 5]) };
+                let mut generation = RawGeneration::of(&raw, &prompt, public(9), 30_000).await;
+                if late {
+                    generation.step().await;
+                    for (channel, share) in generation.channels.iter_mut().zip(contradictory(&[7])) {
+                        channel.send(&ClientMessage::Next { share }).await.unwrap();
+                    }
+                }
+                let [helper, first, second] = generation.answers().await;
+                let words = "the parts that the client sent contradict each other";
+                assert_refused(&first, Fault::Request, words);
+                assert_refused(&second, Fault::Request, words);
+                if let NodeMessage::Step { .. } = helper {
+                    let then = generation.channels[0].recv(codec::LARGEST_BYTES, PATIENCE).await.unwrap();
+                    assert_refused(&then, Fault::Request, words);
+                } else {
+                    assert_refused(&helper, Fault::Request, words);
+                }
+            }
+        };
+        let ((got, _), ()) = tokio::join!(ids(honest), deviate);
+        assert_eq!(got, tiny().greedy(PROMPTS[0], 4));
         until_free(&cluster).await;
     });
 }

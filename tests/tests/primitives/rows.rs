@@ -1,9 +1,9 @@
-//! What works on rows: inverse powers, LayerNorm, lookup.
+//! What works on rows: inverse powers, LayerNorm.
 
 use tercet_core::spec::{InverseSpec, NormSpec};
-use tercet_helper::{Masked, extend, inverse, lookup, mixed, norm, truncate};
+use tercet_helper::{Masked, extend, inverse, mixed, norm, truncate};
 use tercet_ring::Element;
-use tercet_testkit::sharing::{reveal, share, share_indices};
+use tercet_testkit::sharing::{reveal, share};
 use tercet_testkit::uniformity::assert_uniform;
 use tercet_testkit::{Run, World};
 
@@ -212,39 +212,4 @@ fn narrow_rows_times_wide_factors_are_exact() {
             assert_uniform(&run.received[2], "mixed product at P2");
         }
     }
-}
-
-fn find<E: Element>(rows: usize, width: usize, wanted: &[usize], ring: u32) -> Run<Masked<E>> {
-    let values: Vec<i64> = (0..rows * width).map(|i| (i as i64 * 7919) % 4001 - 2000).collect();
-    let table = share::<E>(&values, &[rows, width], ring, 18);
-    let domain_bits = rows.next_power_of_two().trailing_zeros();
-    let keys = share_indices::<E>(domain_bits, wanted, ring, 19);
-    let run = World::with_threads(2).run(|s| {
-        let me = s.party().index();
-        lookup::lookup(s, lookup::planes(&table[me]), [rows, width], &keys[me], ring)
-    });
-    let expected: Vec<i64> = wanted.iter().flat_map(|&i| values[i * width..(i + 1) * width].to_vec()).collect();
-    assert_eq!(reveal(&run.outputs), expected, "{wanted:?} of {rows}");
-    assert_eq!(run.cost, lookup::cost(wanted.len(), width, ring));
-    run
-}
-
-#[test]
-fn lookup_finds_the_rows() {
-    // Signs are drawn anew every time: eight of each pair meet all four cases as good as always.
-    for rows in [1, 2, 63, 300] {
-        let last = rows - 1;
-        find::<u32>(rows, 24, &[0, last, last / 2, last / 2, last, last.min(255), last.min(256), 0], 32);
-        find::<u64>(rows, 5, &[0, last, last / 3, 0, last, last.min(64), last.min(127), last.min(128)], 64);
-    }
-    assert_eq!(find::<u64>(77, 9, &[76], 48).cost.rounds, 2);
-}
-
-/// The same row many times over: whatever the keys, what an evaluator receives does not show it.
-#[test]
-fn what_a_lookup_sends_is_uniform() {
-    let run = find::<u32>(70, 48, &[69; 256], 32);
-    assert!(run.received[0].is_empty(), "the helper receives nothing");
-    assert_uniform(&run.received[1], "lookup at P1");
-    assert_uniform(&run.received[2], "lookup at P2");
 }

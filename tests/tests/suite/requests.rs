@@ -17,7 +17,7 @@ fn shared(encoder: &Encoder, batch: usize, rows: usize) -> ([InputShare; 3], Int
 #[test]
 fn lookups_that_do_not_fit_are_refused_with_the_cause() {
     type Spoil = fn(&mut InputShare);
-    let spoiled: [(PartyId, &str, Spoil); 12] = [
+    let spoiled: [(PartyId, &str, Spoil); 13] = [
         (PartyId::P0, "lookup keys", |s| s.keys[0] = vec![0; 3]),
         (PartyId::P0, "lookup keys", |s| s.keys[1].clear()),
         (PartyId::P1, "lookup keys", |s| s.keys[0].clear()),
@@ -28,7 +28,9 @@ fn lookups_that_do_not_fit_are_refused_with_the_cause() {
         (PartyId::P2, "other lookup key", |s| s.keys[0][0] ^= 1),
         (PartyId::P1, "masked tensors", |s| s.masked.truncate(2)),
         (PartyId::P0, "masked tensors", |s| s.masked.push(Vec::new())),
-        (PartyId::P2, "Rows", |s| s.masked[2].truncate(5)),
+        (PartyId::P2, "Rows", |s| s.masked[2].truncate(2)),
+        // As many as signs in the ring of the table would take.
+        (PartyId::P1, "Rows", |s| s.masked[2].resize(80, 0)),
         (PartyId::P0, "second seed", |s| s.second_seed = None),
     ];
     for profile in [Profile::Fast, Profile::Precise] {
