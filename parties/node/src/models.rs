@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 use tercet_core::{Error, Geometry};
-use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StepShape, StoreError, plan, plan_step};
+use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, StepShape, StoreError, plan, plan_step};
 use tercet_model::{Decoder, Interface};
 use tercet_net::{ModelCard, PartyId, codec};
 
@@ -79,8 +79,16 @@ pub(crate) struct Model {
     pub(crate) share: Arc<ModelShare>,
     pub(crate) interface: Interface,
     path: PathBuf,
-    /// Working memory by shape, in bytes.
-    prices: Cache<Shape, u64>,
+    prices: Cache<Shape, Needs>,
+}
+
+/// What a run of a shape needs.
+#[derive(Clone, Copy, Debug)]
+struct Needs {
+    /// Bytes of working memory.
+    working: u64,
+    /// Bytes of the largest frame.
+    frame: u64,
 }
 
 impl Model {
@@ -107,16 +115,29 @@ impl Model {
         self.interface.decoder.as_ref().ok_or_else(none)
     }
 
-    /// What temperatures of choices inside the computation must be below: the noise of a choice has to fit its ring, or a step
-    /// fails for all that run together.
+    /// What temperatures of choices inside the computation must be below, or a step fails for all that run together.
     pub(crate) fn hottest(&self) -> f64 {
-        let manifest = self.share.manifest();
-        let spec = manifest.numerics.choice(self.interface.output_width, self.interface.output_ring);
-        f64::from(spec.compare_ring - 1 - spec.compare_frac).exp2() / NOISE_SPREAD
+        self.share.manifest().numerics.hottest(self.interface.output_width, self.interface.output_ring)
     }
 
-    /// Working memory of a run of this shape, in bytes, from above; an error for shapes that the model does not take.
-    pub(crate) fn working_bytes(&self, shape: &Shape) -> tercet_core::Result<u64> {
+    /// Refuses shapes that the model does not take, and those that need more working memory than `session` bytes, or a frame of more
+    /// than `frame` bytes.
+    pub(crate) fn check_room(&self, shape: &Shape, session: u64, frame: u64) -> tercet_core::Result<()> {
+        let needs = self.needs(shape)?;
+        let found = if needs.working > session {
+            let (needed, room) = (needs.working >> 20, session >> 20);
+            format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once")
+        } else if needs.frame > frame {
+            let (needed, room) = (needs.frame.div_ceil(1 << 20), frame >> 20);
+            format!("this input sends {needed} MiB at once, {room} are allowed: send fewer inputs")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Misuse(found))
+    }
+
+    /// What a run of this shape needs, from above; an error for shapes that the model does not take.
+    fn needs(&self, shape: &Shape) -> tercet_core::Result<Needs> {
         let rounded = match (shape, &self.interface.decoder) {
             (Shape::Inputs(_), None) => shape.clone(),
             (Shape::Inputs(_), Some(_)) => {
@@ -132,12 +153,13 @@ impl Model {
             return Ok(known);
         }
         let manifest = self.share.manifest();
-        let bytes = match &rounded {
-            Shape::Inputs(geometry) => plan(manifest, *geometry)?.working_bytes,
-            Shape::Step(step) => plan_step(manifest, step)?.working_bytes,
+        let (working, total) = match &rounded {
+            Shape::Inputs(geometry) => plan(manifest, *geometry).map(|plan| (plan.working_bytes, plan.total))?,
+            Shape::Step(step) => plan_step(manifest, step).map(|plan| (plan.working_bytes, plan.total))?,
         };
-        self.prices.insert(rounded, bytes);
-        Ok(bytes)
+        let needs = Needs { working, frame: total.largest_frame };
+        self.prices.insert(rounded, needs);
+        Ok(needs)
     }
 
     /// Whether the scores of every row, where a step gives them, go into one message; an error says how many would.
