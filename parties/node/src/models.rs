@@ -73,6 +73,23 @@ pub enum ModelError {
     },
 }
 
+impl Needs {
+    /// An error, for who asks for it, where it is more than is allowed.
+    fn within(self, session: u64, frame: u64) -> tercet_core::Result<()> {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let found = if self.working > session {
+            let (needed, room) = (mib(self.working), session >> 20);
+            format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once")
+        } else if self.frame > frame {
+            let (needed, room) = (mib(self.frame), frame >> 20);
+            format!("this input sends {needed} MiB at once, {room} are allowed: send fewer inputs")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Misuse(found))
+    }
+}
+
 /// One model.
 #[derive(Debug)]
 pub(crate) struct Model {
@@ -123,17 +140,7 @@ impl Model {
     /// Refuses shapes that the model does not take, and those that need more working memory than `session` bytes, or a frame of more
     /// than `frame` bytes.
     pub(crate) fn check_room(&self, shape: &Shape, session: u64, frame: u64) -> tercet_core::Result<()> {
-        let needs = self.needs(shape)?;
-        let found = if needs.working > session {
-            let (needed, room) = (needs.working >> 20, session >> 20);
-            format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once")
-        } else if needs.frame > frame {
-            let (needed, room) = (needs.frame.div_ceil(1 << 20), frame >> 20);
-            format!("this input sends {needed} MiB at once, {room} are allowed: send fewer inputs")
-        } else {
-            return Ok(());
-        };
-        Err(Error::Misuse(found))
+        self.needs(shape)?.within(session, frame)
     }
 
     /// What a run of this shape needs, from above; an error for shapes that the model does not take.
@@ -302,6 +309,18 @@ mod tests {
     use tercet_net::{NodeMessage, OutputShare, Usage};
 
     use super::*;
+
+    #[test]
+    fn what_sends_too_much_at_once_is_refused() {
+        let refused = |working: u64, frame: u64| {
+            let within = Needs { working: working << 20, frame: frame << 20 }.within(2048 << 20, 512 << 20);
+            within.err().map(|error| error.to_string())
+        };
+        assert_eq!(refused(2048, 512), None);
+        let found = refused(100, 513).expect("a frame too large");
+        assert_eq!(found, "this input sends 513 MiB at once, 512 are allowed: send fewer inputs");
+        assert!(refused(2049, 513).is_some_and(|found| found.contains("2049 MiB of working memory")));
+    }
 
     #[test]
     fn answers_go_into_one_message() {
