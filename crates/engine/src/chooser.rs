@@ -10,7 +10,7 @@ use tercet_model::graph::{Activation, Expert, Graph, Node, Op};
 use tercet_model::{AttentionStats, NodeStats, NormStats, Ranges};
 
 use crate::gates::activation;
-use crate::numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, TensorFormat};
+use crate::numerics::{ModelNumerics, NoHeadroom, NodeSpec, Profile, SCORE_BITS, TensorFormat};
 
 /// Calibrated sizes are multiplied by this before rings are chosen.
 pub(crate) const MARGIN: f64 = 1.25;
@@ -32,6 +32,8 @@ const BOUND_STEP: u32 = 2;
 const BOUND_DISTANCE: f64 = (4 * BOUND_STEP) as f64;
 /// What the scores of experts that are not at the top lose before their exponentials, which are nothing then.
 pub(crate) const ROUTE_DROP: f64 = (1 << EXP_LOG2_RANGE) as f64;
+/// What the scores of tokens must stay below, whatever their ring: an eighth of what a choice compares at most.
+const LARGEST_SCORE: f64 = (1 << (SCORE_BITS - 3)) as f64;
 /// Bounds of a row that are worth half the step in `fast`.
 const FINE_BOUNDS: f64 = 64.0;
 
@@ -430,7 +432,12 @@ impl Chooser<'_> {
         size: f64,
     ) -> LinearSpec {
         let wide = self.choice.formats.wide;
-        let weight_frac = self.weight_frac(name, input_frac, size);
+        // Scores of tokens leave half of their ring's room for the noise that one is chosen with.
+        let chosen = self.graph.is_decoder() && self.graph.nodes.last().is_some_and(|last| last.name == name);
+        if chosen {
+            self.check(name, "the largest score", size, LARGEST_SCORE);
+        }
+        let weight_frac = self.weight_frac(name, input_frac, if chosen { 2.0 * size } else { size });
         let truncate = input_frac + weight_frac - frac;
         self.tensor(weight, wide, weight_frac, 1.0, true);
         if let Some(bias) = bias {

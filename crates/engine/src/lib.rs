@@ -31,5 +31,5 @@ pub use sequence::{Member, Place, Sequence, StepInput, execute_step};
 pub use split::{SplitError, share_path, split, split_on};
 pub use step::{Choice, StepPlan, StepShape, cache_bytes, plan_step};
 pub use store::{ModelShare, StoreError};
-pub use tercet_helper::noise::{Noise, SPREAD as NOISE_SPREAD};
+pub use tercet_helper::noise::Noise;
 pub use walk::{Rows, walk};

@@ -182,13 +182,10 @@ impl Manifest {
         if let (Some(generation), Output::NextToken { vocab }) = (&self.generation, &self.graph.output) {
             generation.check(*vocab).map_err(|what| Error::Misuse(format!("model manifest: generation: {what}")))?;
         }
-        if let Some(node) = soundness::unsound(&self.graph, &self.numerics) {
-            return bad(&format!("numbers of {node} that nobody can compute with"));
-        }
         if self.name.is_empty() || self.name.len() > 200 || self.name.chars().any(char::is_control) {
             return bad("no usable name");
         }
-        Ok(())
+        soundness::check(self).map_err(|error| Error::Misuse(format!("model manifest: {error}")))
     }
 }
 

@@ -8,10 +8,17 @@ use tercet_core::spec::{
     ActivationSpec, AttentionSpec, BoundSpec, CausalSpec, ChoiceSpec, EXP_LOG2_RANGE, ExpertsSpec, GatedSpec,
     InverseSpec, LinearSpec, LookupSpec, NormSpec, Numerics, RouteSpec, ScaleSpec,
 };
+use tercet_helper::noise;
 use tercet_model::graph::{Graph, Input, Op, Output};
 use tercet_model::{Decoder, Generation, Interface, RowInput};
 
 use crate::chooser::Choice;
+
+/// Rows up to which the inverse of an attention's sums keeps its precision in one ring, in `fast`.
+pub(crate) const ATTENTION_ROWS: usize = 160;
+
+/// Whole bits of the scores of tokens that a choice compares, at most.
+pub(crate) const SCORE_BITS: u32 = 14;
 
 /// How many bits everything takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -168,7 +175,7 @@ impl ModelNumerics {
     pub fn attention(&self, rows: usize, max_value: f64) -> AttentionSpec {
         let choice = Choice::of(self.profile, false);
         let frac = self.formats.frac;
-        let long = rows > 160;
+        let long = rows > ATTENTION_ROWS;
         let size = (rows as f64 * max_value).log2().ceil() as u32;
         let rows_log2 = (rows as f64).log2().ceil() as u32;
         let (exp_frac, exp_guard, out_ring, scale) = match self.profile {
@@ -250,13 +257,19 @@ impl ModelNumerics {
     /// The numbers of the choice of a token among scores that come in `ring`.
     pub fn choice(&self, vocab: usize, ring: u32) -> ChoiceSpec {
         let frac = self.formats.frac;
-        // Scores further apart than calibration saw are in their own ring still: nothing but fractional bits is dropped.
+        // The chooser leaves room for the noise of a choice beside the largest score, see `hottest`.
         let compare_frac = if self.profile == Profile::Fast { 8 } else { 10 };
         ChoiceSpec {
             compare_frac,
-            compare_ring: (ring.min(frac + 14) - (frac - compare_frac)).min(32),
+            compare_ring: ring.min(frac + SCORE_BITS).saturating_sub(frac - compare_frac).min(32),
             index_bits: vocab.next_power_of_two().trailing_zeros().max(1),
         }
+    }
+
+    /// What temperatures of choices among scores in `ring` must be below: noise and scores fit the ring of the comparisons together.
+    pub fn hottest(&self, vocab: usize, ring: u32) -> f64 {
+        let ChoiceSpec { compare_ring, compare_frac, .. } = self.choice(vocab, ring);
+        noise::hottest(compare_ring, compare_frac)
     }
 
     /// What a client must know.

@@ -139,7 +139,7 @@ impl Manifest {
     }
 
     /// A price list for steps of this shape.
-    fn step_price<'a>(&'a self, shape: &'a StepShape) -> Price<'a, Manifest> {
+    pub(crate) fn step_price<'a>(&'a self, shape: &'a StepShape) -> Price<'a, Manifest> {
         let width = if self.looks_up() { None } else { Some(self.input_width()) };
         let price = Price::step(self, &shape.layout, self.numerics.formats, width);
         let price = if shape.noisy { price.with_noise() } else { price };

@@ -108,7 +108,8 @@ impl World {
 
 /// The three views of what travelled, checked against one another.
 fn merged(views: &[Cost]) -> Cost {
-    let mut all = Cost { rounds: views[0].rounds, ..Cost::NONE };
+    let largest_frame = views.iter().map(|view| view.largest_frame).max().unwrap_or(0);
+    let mut all = Cost { rounds: views[0].rounds, largest_frame, ..Cost::NONE };
     assert!(views.iter().all(|v| v.rounds == all.rounds), "parties count different rounds");
     for from in 0..3 {
         for to in (0..3).filter(|&to| to != from) {

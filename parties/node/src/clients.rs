@@ -366,13 +366,8 @@ pub(crate) async fn aside<T: Send + 'static>(
     let (shared, model, shape) = (shared.clone(), model.clone(), shape.clone());
     let checked = tokio::task::spawn_blocking(move || {
         let theirs = |error: tercet_core::Error| Refusal::new(Fault::Request, error.to_string());
-        let bytes = model.working_bytes(&shape).map_err(theirs)?;
-        if bytes > shared.limits.session_bytes {
-            let (needed, room) = (bytes >> 20, shared.limits.session_bytes >> 20);
-            let reason =
-                format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once");
-            return Err(Refusal::new(Fault::Request, reason));
-        }
+        let frame = shared.settings.limits.frame_cap as u64;
+        model.check_room(&shape, shared.limits.session_bytes, frame).map_err(theirs)?;
         parse(&shared, &model).map_err(theirs)
     });
     checked.await.unwrap_or_else(|_| Err(Refusal::new(Fault::Nodes, "internal error in this node")))

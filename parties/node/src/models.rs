@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use moka::sync::Cache;
 use tercet_core::{Error, Geometry};
-use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, NOISE_SPREAD, StepShape, StoreError, plan, plan_step};
+use tercet_engine::{MAX_ROWS_AT_ONCE, ModelShare, StepShape, StoreError, plan, plan_step};
 use tercet_model::{Decoder, Interface};
 use tercet_net::{ModelCard, NodeMessage, PartyId, codec};
 
@@ -74,16 +74,41 @@ pub enum ModelError {
     },
 }
 
+impl Needs {
+    /// An error, for who asks for it, where it is more than is allowed.
+    fn within(self, session: u64, frame: u64) -> tercet_core::Result<()> {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let found = if self.working > session {
+            let (needed, room) = (mib(self.working), session >> 20);
+            format!("this input takes {needed} MiB of working memory, {room} are allowed: send fewer at once")
+        } else if self.frame > frame {
+            let (needed, room) = (mib(self.frame), frame >> 20);
+            format!("this input sends {needed} MiB at once, {room} are allowed: send fewer inputs")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Misuse(found))
+    }
+}
+
 /// One model.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) share: Arc<ModelShare>,
     pub(crate) interface: Interface,
     path: PathBuf,
-    /// Working memory by shape, in bytes.
-    prices: Cache<Shape, u64>,
+    prices: Cache<Shape, Needs>,
     /// What clients are told of it, encoded for the first that asks.
     face: OnceLock<Bytes>,
+}
+
+/// What a run of a shape needs.
+#[derive(Clone, Copy, Debug)]
+struct Needs {
+    /// Bytes of working memory.
+    working: u64,
+    /// Bytes of the largest frame.
+    frame: u64,
 }
 
 impl Model {
@@ -125,16 +150,19 @@ impl Model {
         self.interface.decoder.as_ref().ok_or_else(none)
     }
 
-    /// What temperatures of choices inside the computation must be below: the noise of a choice has to fit its ring, or a step
-    /// fails for all that run together.
+    /// What temperatures of choices inside the computation must be below, or a step fails for all that run together.
     pub(crate) fn hottest(&self) -> f64 {
-        let manifest = self.share.manifest();
-        let spec = manifest.numerics.choice(self.interface.output_width, self.interface.output_ring);
-        f64::from(spec.compare_ring - 1 - spec.compare_frac).exp2() / NOISE_SPREAD
+        self.share.manifest().numerics.hottest(self.interface.output_width, self.interface.output_ring)
     }
 
-    /// Working memory of a run of this shape, in bytes, from above; an error for shapes that the model does not take.
-    pub(crate) fn working_bytes(&self, shape: &Shape) -> tercet_core::Result<u64> {
+    /// Refuses shapes that the model does not take, and those that need more working memory than `session` bytes, or a frame of more
+    /// than `frame` bytes.
+    pub(crate) fn check_room(&self, shape: &Shape, session: u64, frame: u64) -> tercet_core::Result<()> {
+        self.needs(shape)?.within(session, frame)
+    }
+
+    /// What a run of this shape needs, from above; an error for shapes that the model does not take.
+    fn needs(&self, shape: &Shape) -> tercet_core::Result<Needs> {
         let rounded = match (shape, &self.interface.decoder) {
             (Shape::Inputs(_), None) => shape.clone(),
             (Shape::Inputs(_), Some(_)) => {
@@ -150,12 +178,13 @@ impl Model {
             return Ok(known);
         }
         let manifest = self.share.manifest();
-        let bytes = match &rounded {
-            Shape::Inputs(geometry) => plan(manifest, *geometry)?.working_bytes,
-            Shape::Step(step) => plan_step(manifest, step)?.working_bytes,
+        let (working, total) = match &rounded {
+            Shape::Inputs(geometry) => plan(manifest, *geometry).map(|plan| (plan.working_bytes, plan.total))?,
+            Shape::Step(step) => plan_step(manifest, step).map(|plan| (plan.working_bytes, plan.total))?,
         };
-        self.prices.insert(rounded, bytes);
-        Ok(bytes)
+        let needs = Needs { working, frame: total.largest_frame };
+        self.prices.insert(rounded, needs);
+        Ok(needs)
     }
 
     /// Whether the scores of every row, where a step gives them, go into one message; an error says how many would.
@@ -298,6 +327,18 @@ mod tests {
     use tercet_net::{OutputShare, Usage};
 
     use super::*;
+
+    #[test]
+    fn what_sends_too_much_at_once_is_refused() {
+        let refused = |working: u64, frame: u64| {
+            let within = Needs { working: working << 20, frame: frame << 20 }.within(2048 << 20, 512 << 20);
+            within.err().map(|error| error.to_string())
+        };
+        assert_eq!(refused(2048, 512), None);
+        let found = refused(100, 513).expect("a frame too large");
+        assert_eq!(found, "this input sends 513 MiB at once, 512 are allowed: send fewer inputs");
+        assert!(refused(2049, 513).is_some_and(|found| found.contains("2049 MiB of working memory")));
+    }
 
     #[test]
     fn answers_go_into_one_message() {

@@ -149,7 +149,8 @@ impl Shared {
     pub(crate) fn fits(&self, model: &Model, shape: &Shape) -> bool {
         let known = *self.capacities();
         let most = known.into_iter().flatten().fold(self.limits.capacity(), Capacity::and);
-        shape.len() as u64 <= most.batch && model.working_bytes(shape).is_ok_and(|bytes| bytes <= most.bytes)
+        let frame = self.settings.limits.frame_cap as u64;
+        shape.len() as u64 <= most.batch && model.check_room(shape, most.bytes, frame).is_ok()
     }
 
     /// A node says what it lets one session take.

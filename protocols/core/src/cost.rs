@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tercet_net::{FRAME_HEADER_BYTES, PartyId};
 use tercet_ring::pack::packed_len;
 
-/// Rounds, and frames and bytes on each directed link. Bytes include frame headers, not TLS, QUIC or TCP.
+/// Rounds, frames and bytes on each directed link, and the largest frame. Bytes include frame headers, not TLS, QUIC or TCP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Dependent exchanges between the evaluators: the length of the longest chain.
@@ -13,17 +13,21 @@ pub struct Cost {
     pub bytes: [[u64; 3]; 3],
     /// Frames `[from][to]`.
     pub frames: [[u64; 3]; 3],
+    /// Payload bytes of the largest frame: what a link must take at once.
+    #[serde(skip)]
+    pub largest_frame: u64,
 }
 
 impl Cost {
     /// Nothing.
-    pub const NONE: Cost = Cost { rounds: 0, bytes: [[0; 3]; 3], frames: [[0; 3]; 3] };
+    pub const NONE: Cost = Cost { rounds: 0, bytes: [[0; 3]; 3], frames: [[0; 3]; 3], largest_frame: 0 };
 
     /// One frame of `payload` bytes.
     pub fn frame(from: PartyId, to: PartyId, payload: usize) -> Cost {
         let mut cost = Cost::NONE;
         cost.bytes[from.index()][to.index()] = (payload + FRAME_HEADER_BYTES) as u64;
         cost.frames[from.index()][to.index()] = 1;
+        cost.largest_frame = payload as u64;
         cost
     }
 
@@ -67,6 +71,7 @@ impl Cost {
     /// Both, side by side: the rounds are those of the longer.
     pub fn and(mut self, other: Cost) -> Cost {
         self.rounds = self.rounds.max(other.rounds);
+        self.largest_frame = self.largest_frame.max(other.largest_frame);
         for from in 0..3 {
             for to in 0..3 {
                 self.bytes[from][to] += other.bytes[from][to];

@@ -24,6 +24,7 @@ pub struct Session {
     path: Vec<&'static str>,
     label: String,
     rounds: u64,
+    largest_frame: u64,
     profiler: Profiler,
 }
 
@@ -51,7 +52,7 @@ impl Session {
             return Err(Error::Misuse(format!("{party} lacks a pair seed")));
         }
         let (path, label, profiler) = (Vec::new(), String::new(), Profiler::new());
-        Ok(Session { party, transport, prss, pool, steps: 0, path, label, rounds: 0, profiler })
+        Ok(Session { party, transport, prss, pool, steps: 0, path, label, rounds: 0, largest_frame: 0, profiler })
     }
 
     /// Whose session this is.
@@ -77,7 +78,7 @@ impl Session {
     /// What has travelled so far, seen from this party: rounds, and only the links that it has an end of.
     pub fn cost(&self) -> Cost {
         let (meter, me) = (self.transport.meter(), self.party.index());
-        let mut cost = Cost { rounds: self.rounds, ..Cost::NONE };
+        let mut cost = Cost { rounds: self.rounds, largest_frame: self.largest_frame, ..Cost::NONE };
         for peer in self.party.others().map(PartyId::index) {
             cost.bytes[me][peer] = meter.sent[peer].bytes;
             cost.frames[me][peer] = meter.sent[peer].frames;
@@ -325,6 +326,7 @@ impl Session {
 
     fn send_bytes(&mut self, to: PartyId, step: Step, payload: Bytes) -> Result<()> {
         self.profiler.sent(to, payload.len());
+        self.largest_frame = self.largest_frame.max(payload.len() as u64);
         let sent = self.timed(Work::Sending, |s| s.transport.send(to, step.tag, payload));
         sent.map_err(|source| Error::Transport { step: self.place(), source })
     }
@@ -338,6 +340,7 @@ impl Session {
         let received = self.timed(Work::wait_for(from), |s| s.transport.recv(from, step.tag));
         let payload = received.map_err(|source| Error::Transport { step: self.place(), source })?;
         self.profiler.received(from, payload.len());
+        self.largest_frame = self.largest_frame.max(payload.len() as u64);
         Ok(payload)
     }
 

@@ -36,6 +36,21 @@ pub fn cost(rows: usize, width: usize, spec: &ChoiceSpec, noisy: bool) -> Cost {
     noise.then(tree_cost(rows, width, &[spec.compare_ring, spec.index_bits], group))
 }
 
+/// Bits that scores drop before they are compared: rows of `width` in `ring`, at scale `frac`. An error where the numbers do not fit
+/// them.
+pub(crate) fn check(width: usize, ring: u32, frac: u32, spec: &ChoiceSpec) -> Result<u32> {
+    let ChoiceSpec { compare_frac, compare_ring, index_bits } = *spec;
+    let by = frac.saturating_sub(compare_frac);
+    if width == 0 || index_bits == 0 || index_bits > 32 || (width - 1) as u64 >> index_bits != 0 {
+        return Err(Error::Misuse(format!("a place among {width} in {index_bits} bits")));
+    }
+    if !(2..=32).contains(&compare_ring) || compare_ring + by > ring {
+        let found = format!("scores of {ring} bits compared in {compare_ring} at a scale {by} bits below");
+        return Err(Error::Misuse(found));
+    }
+    Ok(by)
+}
+
 /// The place of the largest of each row of `x: [rows, n]` at scale `frac`, as `[rows, 1]` in `Z_2^index_bits`. `noise` has an entry a
 /// row, or none at all. What two elements of a row differ by, noise included, fits the ring of the comparisons.
 ///
@@ -50,15 +65,8 @@ pub fn choose<E: Element>(
     noise: &[Option<Noise>],
 ) -> Result<Masked<E>> {
     let (rows, width) = (x.planes()[0].rows(), x.planes()[0].width());
-    let ChoiceSpec { compare_frac, compare_ring, index_bits } = *spec;
-    let by = frac.saturating_sub(compare_frac);
-    if width == 0 || index_bits == 0 || index_bits > 32 || (width - 1) as u64 >> index_bits != 0 {
-        return Err(Error::Misuse(format!("a place among {width} in {index_bits} bits")));
-    }
-    if !(2..=32).contains(&compare_ring) || compare_ring + by > x.ring() {
-        let found = format!("scores of {} bits compared in {compare_ring} at a scale {by} bits below", x.ring());
-        return Err(Error::Misuse(found));
-    }
+    let ChoiceSpec { compare_ring, index_bits, .. } = *spec;
+    let by = check(width, x.ring(), frac, spec)?;
     s.scope("choose", |s| {
         let scores: Masked<u32> = x.shift_low(compare_ring + by, by);
         let scores = noise::add(s, scores.reshape([rows, width]), frac - by, noise)?;

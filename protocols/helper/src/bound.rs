@@ -70,18 +70,24 @@ pub fn cost(rows: &Ragged, ring: u32, frac: u32, spec: &BoundSpec) -> Cost {
         .then(Cost::deal(counts << count_ring, bits).and(truncate::cost(rows.rows(), 0, bits)))
 }
 
+/// Bits of a score of `Z_2^ring` at scale `frac` in units of a step. An error where the numbers do not fit such scores.
+pub(crate) fn check(ring: u32, frac: u32, spec: &BoundSpec) -> Result<u32> {
+    let BoundSpec { lowest, step, steps } = *spec;
+    let fits = step.is_power_of_two() && spec.coarsen(frac) < ring && lowest.unsigned_abs() < 1 << 31;
+    let bits = if fits { spec.coarse_bits(ring, frac) } else { 0 };
+    if !(2..=MOST_COARSE_BITS).contains(&bits) || steps == 0 || steps >= 1 << (bits - 1) {
+        return Err(Error::Misuse(format!("{steps} bounds {step} apart from {lowest} on for scores of {ring} bits")));
+    }
+    Ok(bits)
+}
+
 /// The bound of each row of `x`, plus a step: more than any of its elements. `[rows]`, in the ring of `x` and at its scale.
 ///
 /// # Errors
 /// Numbers that cannot be computed with: the step no power of two, or too many bounds for the ring.
 pub fn above(s: &mut Session, x: &Masked<u32>, rows: &Ragged, frac: u32, spec: &BoundSpec) -> Result<Masked<u32>> {
     assert_eq!(x.len(), rows.len(), "rows of these lengths");
-    let fits = spec.step.is_power_of_two() && spec.coarsen(frac) < x.ring();
-    let bits = if fits { spec.coarse_bits(x.ring(), frac) } else { 0 };
-    if !(2..=MOST_COARSE_BITS).contains(&bits) || spec.steps == 0 || spec.steps >= 1 << (bits - 1) {
-        let BoundSpec { step, steps, .. } = spec;
-        return Err(Error::Misuse(format!("{steps} bounds {step} apart for scores of {} bits", x.ring())));
-    }
+    let bits = check(x.ring(), frac, spec)?;
     s.scope("bound", |s| {
         let (flags, by) = (spec.steps as usize - 1, spec.coarsen(frac));
         let lowest = spec.lowest << frac;

@@ -8,7 +8,8 @@
 //! *Error*: none. *Cost*: no rounds, one dealt ring element an output. *Security*: an evaluator receives a half of a
 //! fresh sharing.
 
-use tercet_core::{Cost, Result, Session, Work};
+use tercet_core::spec::LinearSpec;
+use tercet_core::{Cost, Error, Result, Session, Work};
 use tercet_net::PartyId;
 use tercet_ring::{Element, Pool, Tensor, matmul};
 
@@ -75,6 +76,15 @@ pub(crate) fn left<E: Element>(party: PartyId, [first, second]: [Vec<E>; 2]) -> 
         PartyId::P1 => [zip(&first, &second, E::sub), Vec::new()],
         PartyId::P2 => [first, second],
     }
+}
+
+/// The ring of the product of a linear layer by `weight`. An error where its input comes in a smaller one.
+pub(crate) fn check(weight: &str, ring: u32, spec: &LinearSpec) -> Result<u32> {
+    let product = spec.ring + spec.truncate;
+    if ring < product {
+        return Err(Error::Misuse(format!("{weight} reads a ring of {product} bits, not of {ring}")));
+    }
+    Ok(product)
 }
 
 /// The wire cost of a product with `outputs` outputs in `Z_2^ring`.

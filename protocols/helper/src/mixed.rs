@@ -58,7 +58,7 @@ pub fn scale_rows(s: &mut Session, x: &Masked<u64>, y: &Masked<u64>) -> Result<A
                 for i in row * width..(row + 1) * width {
                     let m = first[i].add(offset).low(narrow);
                     let lambda = second[i].low(narrow).sub(carry[i] << narrow);
-                    let lower_half = 1 - (m >> (narrow - 1));
+                    let lower_half = 1u64.sub(m >> (narrow - 1));
                     let wrap = lower_half.mul(my.mul(top[i]).sub(top_product[i])) << narrow;
                     half.push(m.sub(offset).mul(held).sub(my.mul(lambda)).add(products[i]).add(wrap));
                 }

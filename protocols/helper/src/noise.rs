@@ -26,6 +26,15 @@ pub const MOST: f64 = 24.0;
 /// What two draws of temperature 1 may differ by: headroom that the ring of the comparisons needs beside the scores'.
 pub const SPREAD: f64 = 28.0;
 
+/// What temperatures of choices must be below, where scores are compared in `Z_2^ring` at scale `frac`.
+///
+/// Two scores of a row are told apart as long as they differ by less than half of what the ring holds, noise included. Half of that
+/// is the noise's, of which two draws differ by `SPREAD` temperatures at most; the other half is the scores': the largest without its
+/// sign is an eighth of what the ring holds, for which whoever chooses the numbers leaves room.
+pub fn hottest(ring: u32, frac: u32) -> f64 {
+    f64::from(ring.saturating_sub(2)).exp2() / f64::from(frac).exp2() / SPREAD
+}
+
 /// The noise of one row.
 pub struct Noise {
     /// What it is multiplied by, above zero. Public.
@@ -50,13 +59,13 @@ pub fn cost(len: usize, ring: u32) -> Cost {
 /// are rows.
 ///
 /// # Errors
-/// Noise for another number of rows; a temperature that is not above zero, or whose noise does not fit the ring.
+/// Noise for another number of rows; a temperature that is not above zero and below [`hottest`].
 pub fn add<E: Element>(s: &mut Session, x: Masked<E>, frac: u32, noise: &[Option<Noise>]) -> Result<Masked<E>> {
     let (rows, width, ring) = (x.planes()[0].rows(), x.planes()[0].width(), x.ring());
     if !noise.is_empty() && noise.len() != rows {
         return Err(Error::Misuse(format!("noise for {} rows of {rows}", noise.len())));
     }
-    let most = f64::from(ring - 1).exp2() / f64::from(frac).exp2() / SPREAD;
+    let most = hottest(ring, frac);
     for Noise { temperature, .. } in noise.iter().flatten() {
         if !(*temperature > 0.0 && *temperature < most) {
             return Err(Error::Misuse(format!("a temperature of {temperature}: above 0 and below {most} fit")));

@@ -11,7 +11,7 @@ use tercet_core::{Cost, Error, Geometry, Layout, Result, Suite};
 use crate::attention::Heads;
 use crate::experts::Mixture;
 use crate::{
-    activation, argmax, attention, causal, experts, extend, gated, linear, lookup, norm, reentry, route, scale,
+    activation, argmax, attention, bound, causal, experts, extend, gated, linear, lookup, norm, reentry, route, scale,
     truncate,
 };
 
@@ -160,6 +160,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
 
     fn linear(&mut self, x: &Shape, weight: &str, _: Option<&str>, spec: &LinearSpec) -> Result<Shape> {
         let (_, cols) = self.weights.shape_of(weight)?;
+        linear::check(weight, x.ring, spec)?;
         let len = x.rows * cols;
         let public = self.weights.is_public(weight)?;
         let product = if public { Cost::NONE } else { linear::cost(len, spec.ring + spec.truncate) };
@@ -194,6 +195,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
 
     fn causal_attention(&mut self, qkv: &Shape, _: usize, heads: &CausalHeads, spec: &CausalSpec) -> Result<Shape> {
         let width = qkv.cols / (heads.heads + 2 * heads.kv_heads);
+        bound::check(spec.attention.score_ring, self.numerics.frac, &spec.bound)?;
         self.spend(causal::cost(self.layout()?, heads, width, qkv.ring, self.numerics.frac, spec));
         Ok(Shape { cols: heads.heads * width, ring: spec.attention.ring, ..*qkv })
     }
@@ -216,6 +218,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn route(&mut self, x: &Shape, spec: &RouteSpec) -> Result<Shape> {
+        route::check(x.cols, x.ring, self.numerics.frac, spec)?;
         self.spend(route::cost(x.rows, x.cols, self.numerics.frac, spec));
         Ok(Shape { ring: spec.softmax.ring, ..*x })
     }
@@ -227,6 +230,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
 
     fn experts(&mut self, x: &Shape, scores: &Shape, names: &[[&str; 2]], spec: &ExpertsSpec) -> Result<Shape> {
         activation::check(spec.up.ring, &spec.gated.activation)?;
+        route::check(scores.cols, scores.ring, self.numerics.frac, &spec.route)?;
         let mut secret = [false; 2];
         for names in names {
             for (secret, name) in secret.iter_mut().zip(names) {
@@ -240,6 +244,7 @@ impl<S: Shapes> Suite for Price<'_, S> {
     }
 
     fn choose(&mut self, x: &Shape, spec: &ChoiceSpec) -> Result<Shape> {
+        argmax::check(x.cols, x.ring, self.numerics.frac, spec)?;
         self.spend(argmax::cost(x.rows, x.cols, spec, self.noisy));
         Ok(Shape { cols: 1, ring: spec.index_bits, ..*x })
     }

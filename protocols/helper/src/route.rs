@@ -116,7 +116,8 @@ fn softmax_cost([rows, width]: [usize; 2], spec: &AttentionSpec, frac: u32) -> C
 /// # Errors
 /// No expert or more than [`MOST`], none at the top, or scores in a smaller ring than the spec's; numbers that do not fit each other.
 pub fn route<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &RouteSpec) -> Result<Masked<E>> {
-    let [rows, experts] = check(x, frac, spec)?;
+    let (rows, experts) = (x.planes()[0].rows(), x.planes()[0].width());
+    check(experts, x.ring(), frac, spec)?;
     let RouteSpec { top, softmax: spec } = spec;
     let exp = scales(spec, frac);
     s.scope("route", |s| {
@@ -139,7 +140,8 @@ pub fn route<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &Route
 /// # Errors
 /// Those of [`route`].
 pub fn open<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &RouteSpec) -> Result<(Masked<E>, Routing)> {
-    let [rows, experts] = check(x, frac, spec)?;
+    let (rows, experts) = (x.planes()[0].rows(), x.planes()[0].width());
+    check(experts, x.ring(), frac, spec)?;
     let top = spec.top.min(experts);
     let spec = &spec.softmax;
     let exp = scales(spec, frac);
@@ -160,17 +162,16 @@ pub fn open<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &RouteS
     })
 }
 
-/// The shape of scores that fit the numbers, which fit each other.
-fn check<E: Element>(x: &Masked<E>, frac: u32, spec: &RouteSpec) -> Result<[usize; 2]> {
-    let (rows, experts) = (x.planes()[0].rows(), x.planes()[0].width());
+/// Whether scores of so many experts in `ring` at scale `frac` fit the numbers, and these each other.
+pub(crate) fn check(experts: usize, ring: u32, frac: u32, spec: &RouteSpec) -> Result<()> {
     let RouteSpec { top, softmax: spec } = spec;
     let exp = scales(spec, frac);
     if !(1..=MOST).contains(&experts) || *top == 0 {
         return Err(Error::Misuse(format!("the {top} largest of {experts} experts")));
     }
     let last = spec.ring + excess(spec, frac);
-    if x.ring() < spec.score_ring || spec.score_ring > 32 || spec.score_ring < exp.ring_in() || exp.top_bits == 0 {
-        return Err(Error::Misuse(format!("scores of {} bits in a ring of {}", x.ring(), spec.score_ring)));
+    if ring < spec.score_ring || spec.score_ring > 32 || spec.score_ring < exp.ring_in() || exp.top_bits == 0 {
+        return Err(Error::Misuse(format!("scores of {ring} bits in a ring of {}", spec.score_ring)));
     }
     if spec.inverse.frac_out < frac || last > 64 || last <= spec.exp_frac + 3 || exp.product_ring() > 64 {
         return Err(Error::Misuse(format!(
@@ -178,7 +179,7 @@ fn check<E: Element>(x: &Masked<E>, frac: u32, spec: &RouteSpec) -> Result<[usiz
             spec.ring, spec.inverse.frac_out
         )));
     }
-    Ok([rows, experts])
+    Ok(())
 }
 
 /// Powers of two below one for exponents `[rows, ..]`, over the sum of their row.

@@ -10,7 +10,7 @@ use tercet_ring::{Element, Tensor};
 use crate::attention::Heads;
 use crate::cache::Cache;
 use crate::experts::Matrices;
-use crate::linear::{Operand, Prepared, matrix_product, public_product};
+use crate::linear::{self, Operand, Prepared, matrix_product, public_product};
 use crate::lookup::{Found, Keys, lookup};
 use crate::noise::Noise;
 use crate::plane::Plane;
@@ -211,10 +211,7 @@ impl<E: Element, W: Weights> Suite for HelperSuite<'_, E, W> {
     }
 
     fn linear(&mut self, x: &Masked<E>, weight: &str, bias: Option<&str>, spec: &LinearSpec) -> Result<Masked<E>> {
-        let ring = spec.ring + spec.truncate;
-        if x.ring() < ring {
-            return Err(Error::Misuse(format!("{weight} reads a ring of {ring} bits, not of {}", x.ring())));
-        }
+        let ring = linear::check(weight, x.ring(), spec)?;
         let Stored { rows: inner, cols, public, planes, .. } = self.weights.stored::<E>(weight)?;
         let bias = bias.map(|bias| self.masked::<E>(bias)).transpose()?;
         let (rows, width) = self.shape(x);

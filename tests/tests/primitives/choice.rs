@@ -2,7 +2,7 @@
 
 use tercet_core::spec::ChoiceSpec;
 use tercet_core::{Cost, Error, Suite};
-use tercet_helper::noise::Noise;
+use tercet_helper::noise::{Noise, hottest};
 use tercet_helper::plane::Plane;
 use tercet_helper::reentry::{self, Table};
 use tercet_helper::{Masked, argmax, lookup};
@@ -156,6 +156,47 @@ fn the_twin_samples_the_same_places() {
     let same = sampled(Some(plain)).iter().zip(&got).filter(|(a, b)| a == b).count();
     assert!(same > rows - 4, "{same} of {rows}");
     assert!(sampled(None).iter().zip(&got).filter(|(a, b)| a == b).count() < rows / 2, "noise counts");
+}
+
+/// At the largest temperature, among scores as far apart as they may be, the largest of score and noise is what is chosen; one
+/// step above is refused.
+#[test]
+fn the_largest_temperature_leaves_room_for_scores() {
+    let (rows, width) = (400, 40);
+    for (compare_frac, compare_ring) in [(8, 18), (10, 24), (10, 20)] {
+        let edge = (1i64 << (compare_ring - 3)) - 1;
+        let values: Vec<i64> = (0..rows * width).map(|i| [edge, -edge, edge - 7, 0, -edge][(i * i + i / 11) % 5]).collect();
+        let x = share::<u64>(&values, &[rows, width], compare_ring, 31);
+        let spec = spec(width, compare_frac, compare_ring);
+        let hottest = hottest(compare_ring, compare_frac);
+        let chosen = |temperature: f64| {
+            World::default().run(|s| {
+                let me = s.party().index();
+                match argmax::choose(s, &x[me], compare_frac, &spec, &noise(me, temperature, b"hot", rows)) {
+                    Ok(places) => Ok(Some(places)),
+                    Err(Error::Misuse(reason)) if reason.contains("a temperature of") => Ok(None),
+                    Err(other) => Err(other),
+                }
+            })
+        };
+        let run = chosen(hottest.next_down());
+        let outputs = run.outputs.map(|places| places.expect("below the largest"));
+        let places = reveal(&outputs);
+        let noise = noise(0, hottest.next_down(), b"hot", rows).into_iter().flatten();
+        for ((place, row), noise) in places.iter().zip(values.chunks(width)).zip(noise) {
+            let mut drawn = vec![0u64; width];
+            Prg::new(&noise.seed.unwrap()).fill(0, 0, &mut drawn);
+            let summed = row.iter().zip(&drawn).map(|(score, v)| {
+                let u = ((v >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
+                let gumbel = (-(-u.ln()).ln()).min(tercet_helper::noise::MOST);
+                score + (gumbel * noise.temperature * f64::from(compare_frac).exp2()).round_ties_even() as i64
+            });
+            let summed: Vec<i64> = summed.collect();
+            let found = summed[(*place as u64 & u64::mask(spec.index_bits)) as usize];
+            assert_eq!(Some(&found), summed.iter().max(), "in {compare_ring} bits");
+        }
+        assert!(chosen(hottest).outputs.iter().all(Option::is_none), "{hottest} is refused");
+    }
 }
 
 /// A row's place depends on its own seed and temperature, and greedy rows among sampled ones are greedy.

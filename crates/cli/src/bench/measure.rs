@@ -298,7 +298,7 @@ async fn ask(client: &Client, key: &Key, asked: &Asked, profile: bool) -> Result
 }
 
 fn cost(used: &RequestUsage) -> Cost {
-    Cost { rounds: used.rounds, bytes: used.bytes, frames: used.frames }
+    Cost { rounds: used.rounds, bytes: used.bytes, frames: used.frames, ..Cost::NONE }
 }
 
 /// The larger of each number.
@@ -310,6 +310,7 @@ fn largest(one: Cost, other: Cost) -> Cost {
         rounds: one.rounds.max(other.rounds),
         bytes: each(one.bytes, other.bytes),
         frames: each(one.frames, other.frames),
+        ..Cost::NONE
     }
 }
 
