@@ -24,6 +24,7 @@ mod party;
 mod profile;
 mod quic;
 mod request;
+pub mod secret_file;
 mod seed;
 mod session;
 mod shaped;
