@@ -1,10 +1,11 @@
 //! What a client and a node say to each other about one request: opaque bytes with public shapes.
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use crate::{PartyId, Work, WorkProfile};
 
-/// One party's part of a client's input.
+/// One party's part of a client's input. Its seeds and keys are wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputShare {
     /// Inputs side by side.
@@ -20,6 +21,14 @@ pub struct InputShare {
     /// Lookup keys, end to end: those of the pairs into the table's masked values (none at P0), then those of the pairs into
     /// its masks. Empty where rows are shared instead.
     pub keys: [Vec<u8>; 2],
+}
+
+impl Drop for InputShare {
+    fn drop(&mut self) {
+        self.first_seed.zeroize();
+        self.second_seed.zeroize();
+        self.keys.zeroize();
+    }
 }
 
 /// The tensors of an input, by the stream of the seeds that masks them.
@@ -78,9 +87,15 @@ pub enum TokenChoice {
     },
 }
 
-/// Where the noise of sampled choices grows from: P0's alone to know, beside the client.
+/// Where the noise of sampled choices grows from: P0's alone to know, beside the client. It is wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoiseSeed(pub [u8; 32]);
+
+impl Drop for NoiseSeed {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl std::fmt::Debug for NoiseSeed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
