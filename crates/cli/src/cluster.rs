@@ -53,7 +53,7 @@ impl Cluster {
         };
         let peers = Peers { p0: card(PartyId::P0), p1: card(PartyId::P1), p2: card(PartyId::P2) };
         let (identity, profile) = ("client.key".into(), LinkProfile::Loopback);
-        let nodes = NodesFile { identity, profile, public_gate: true, peers };
+        let nodes = NodesFile { identity, profile, connect_ms: None, public_gate: true, peers };
         secret_file::write_new(&dir.join("nodes.toml"), toml::to_string(&nodes)?.as_bytes())?;
         for party in PartyId::ALL {
             let shares = setup.shares.as_ref().map_or(Path::new("."), |folders| &folders[party.index()]);

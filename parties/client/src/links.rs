@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tercet_net::{
     CLIENT_CHANNELS, ChannelId, ClientMessage, Connection, Endpoint, EndpointConfig, NetError, NodeMessage, PartyId,
     PeerAddress, codec,
@@ -10,7 +11,7 @@ use tercet_net::{
 use tercet_ring::Seed;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-use crate::Error;
+use crate::{Error, trio};
 
 /// How long questions other than requests may take.
 pub(crate) const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
@@ -72,7 +73,7 @@ impl Links {
         }
         // Who has waited while a dial failed need not wait for another.
         if let Some((_, error)) = way.failed.as_ref().filter(|(when, _)| *when > asked) {
-            return Err(Error::Node { party, error: error.clone() });
+            return Err(Error::Node { party, error: error.clone(), connected: false });
         }
         match self.endpoint.dial(party, &self.addresses[party.index()]).await {
             Ok(connection) => {
@@ -82,7 +83,7 @@ impl Links {
             }
             Err(error) => {
                 way.failed = Some((Instant::now(), error.clone()));
-                Err(Error::Node { party, error })
+                Err(Error::Node { party, error, connected: false })
             }
         }
     }
@@ -93,15 +94,15 @@ impl Links {
         &self,
         party: PartyId,
         channel: u128,
-        message: Vec<u8>,
+        message: Bytes,
         deadline: Duration,
     ) -> Result<Answer, Error> {
-        let node = |error: NetError| Error::Node { party, error };
+        let node = |error: NetError| Error::node(party, error);
         let sent = message.len() as u64;
         let asked = async {
             let connection = self.connection(party).await?;
             let mut channel = connection.open_channel(ChannelId::request(channel)).await.map_err(node)?;
-            channel.send_bytes(message.into()).await.map_err(node)?;
+            channel.send_bytes(message).await.map_err(node)?;
             let bytes = channel.recv_bytes(codec::LARGEST_BYTES, deadline).await.map_err(node)?;
             channel.sender.finish();
             let message = codec::decode(&bytes, codec::LARGEST_BYTES)
@@ -120,16 +121,15 @@ impl Links {
     pub(crate) async fn table(
         &self,
         party: PartyId,
-        message: &ClientMessage,
+        message: Bytes,
         expected: usize,
         deadline: Duration,
     ) -> Result<Vec<u8>, Error> {
-        let node = |error: NetError| Error::Node { party, error };
-        let message = codec::encode(message).map_err(|error| Error::Misuse(error.to_string()))?;
+        let node = |error: NetError| Error::node(party, error);
         let connection = self.connection(party).await?;
         let id = ChannelId::request(u128::from_le_bytes(fresh_id()));
         let mut channel = connection.open_channel(id).await.map_err(node)?;
-        channel.send_bytes(message.into()).await.map_err(node)?;
+        channel.send_bytes(message).await.map_err(node)?;
         let mut table = Vec::new();
         while table.len() < expected {
             match channel.receiver.recv(codec::LARGEST_BYTES, deadline).await.map_err(node)? {
@@ -146,6 +146,34 @@ impl Links {
         Ok(table)
     }
 
+    /// The first node that does not answer a question within `patience`, and how it failed. A node that is not connected
+    /// is dialled for it.
+    pub(crate) async fn absent(&self, patience: Duration) -> Option<Error> {
+        let message = encoded(&ClientMessage::Models).ok()?;
+        let asked = trio::each([(); 3], |party, ()| {
+            let (channel, message) = (u128::from_le_bytes(fresh_id()), message.clone());
+            async move {
+                let asked = async {
+                    let _place = self.question().await?;
+                    self.ask(party, channel, message, patience).await.map(drop)
+                };
+                let silent = NetError::Deadline {
+                    peer: party.to_string(),
+                    what: "answering a question",
+                    waited_ms: patience.as_millis() as u64,
+                };
+                match tokio::time::timeout(patience, asked).await {
+                    Ok(Ok(())) | Ok(Err(Error::Refused { .. })) => None,
+                    Ok(Err(error @ Error::Node { .. })) => Some(error),
+                    _ => Some(Error::node(party, silent)),
+                }
+            }
+        });
+        let [p0, p1, p2] = asked;
+        let (p0, p1, p2) = tokio::join!(p0, p1, p2);
+        p0.or(p1).or(p2)
+    }
+
     pub(crate) async fn shutdown(&self) {
         self.endpoint.shutdown("the client is done").await;
     }
@@ -156,6 +184,12 @@ async fn place(places: &Arc<Semaphore>, patience: Duration) -> Result<Place, Err
         Ok(Ok(permit)) => Ok(Arc::new(permit)),
         _ => Err(Error::Deadline { waited_ms: patience.as_millis() as u64 }),
     }
+}
+
+/// A message as it is sent. It may hold seeds and keys: it is wiped as soon as the link needs it no more.
+pub(crate) fn encoded(message: &ClientMessage) -> Result<Bytes, Error> {
+    let bytes = codec::encode_secret(message).map_err(|error| Error::Misuse(error.to_string()))?;
+    Ok(Bytes::from_owner(bytes))
 }
 
 /// A number that names a channel or a request, never drawn twice.

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tercet_model::Interface;
-use tercet_net::{ClientPolicy, Connection, Endpoint, InputShare, NetError, Work, WorkEntry};
+use tercet_net::{ClientPolicy, Connection, Endpoint, InputShare, NetError, Work, WorkEntry, codec};
 use tercet_ring::pack;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::fixture;
 
+mod dying;
 mod generating;
 
 /// What a node answers to a message; no answer at all where there is none.
@@ -27,7 +28,18 @@ struct Nodes {
 }
 
 impl Nodes {
+    /// Nodes that follow a script, and show that they live.
     fn start(script: impl Fn(PartyId, ClientMessage) -> Option<Vec<NodeMessage>> + Send + Sync + 'static) -> Self {
+        Self::with_signs_of_life(move |party, message| match message {
+            ClientMessage::Models => Some(vec![NodeMessage::Models(Vec::new())]),
+            message => script(party, message),
+        })
+    }
+
+    /// The same, where the script also says who shows that it lives.
+    fn with_signs_of_life(
+        script: impl Fn(PartyId, ClientMessage) -> Option<Vec<NodeMessage>> + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = PartyId::ALL.map(|party| {
             let identity = Identity::generate().unwrap();
@@ -55,12 +67,17 @@ impl Nodes {
         Client::connect(change(ClientConfig { profile: LinkProfile::Loopback, ..config })).await
     }
 
+    /// Ends a node: its connections break, and nobody answers at its place.
+    async fn stop(&self, party: PartyId) {
+        self.accepting[party.index()].abort();
+        self.endpoints[party.index()].shutdown("it dies").await;
+    }
+
     /// Stops a node and starts it again at the same place.
     async fn restart(&mut self, party: PartyId) {
         let at = party.index();
         let address = self.endpoints[at].local_address().unwrap();
-        self.accepting[at].abort();
-        self.endpoints[at].shutdown("restart").await;
+        self.stop(party).await;
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         // Lets go of the old one, whose port is free as soon as its last connection has ended.
         (self.endpoints[at], self.accepting[at]) = self.listen(party, any).unwrap();
