@@ -9,15 +9,17 @@ use tercet_model::RowInput;
 use tercet_model::graph::Input;
 use tercet_net::{
     ClientMessage, Connection, EndpointConfig, Fault, Identity, LinkProfile, ModelCard, NodeMessage, NodeStatus,
-    OutputShare, PartyId, PeerAddress, PublicKey, Usage, WorkProfile,
+    OutputShare, PartyId, PeerAddress, PublicKey, Usage, WorkProfile, codec,
 };
 use tokio::task::JoinSet;
 
 use crate::face::Table;
 use crate::input::{self, Batch};
-use crate::links::{Answer, Links, Place, QUESTION_DEADLINE, encoded, fresh_id};
+use crate::links::{Answer, Links, Place, QUESTION_BYTES, QUESTION_DEADLINE, encoded, fresh_id};
 use crate::trio::{self, Failure};
-use crate::{Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage};
+use crate::{
+    Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage, open,
+};
 
 /// The farthest deadline: clocks do not reach much farther.
 const FARTHEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -102,7 +104,7 @@ impl Client {
     /// # Errors
     /// A node does not answer.
     pub async fn models(&self) -> Result<Vec<ModelCard>, Error> {
-        let answers = self.question_all(|_| ClientMessage::Models).await?;
+        let answers = self.question_all(|_| ClientMessage::Models, QUESTION_BYTES).await?;
         let mut cards: Vec<Vec<ModelCard>> = Vec::new();
         for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
             match answer.message {
@@ -126,7 +128,7 @@ impl Client {
         let message = encoded(&ClientMessage::Status)?;
         let channel = u128::from_le_bytes(fresh_id());
         let _place = self.0.links.question().await?;
-        match self.0.links.ask(party, channel, message, QUESTION_DEADLINE).await?.message {
+        match self.0.links.ask(party, channel, message, QUESTION_BYTES, QUESTION_DEADLINE).await?.message {
             NodeMessage::Status(status) => Ok(status),
             _ => Err(Error::unexpected(party, "another answer than its status")),
         }
@@ -140,7 +142,8 @@ impl Client {
         if let Some(face) = self.0.faces.get(name) {
             return Ok(face);
         }
-        let answers = self.question_all(|_| ClientMessage::Manifest { model: name.into() }).await?;
+        let answers =
+            self.question_all(|_| ClientMessage::Manifest { model: name.into() }, codec::LARGEST_BYTES).await?;
         let face = Arc::new(ModelFace::from_answers(name, answers.map(|answer| answer.message))?);
         self.0.faces.insert(name.into(), face.clone());
         Ok(face)
@@ -314,6 +317,8 @@ impl Client {
         let stopped = |error| Error::Misuse(format!("sharing the input stopped: {error}"));
         let (face, prepared) = sharing.await.map_err(stopped)??;
         let request_id = fresh_id();
+        let values = prepared.len() * face.interface().output_width;
+        let limit = open::limit_bytes(values, face.interface().output_ring, profile);
         let run = |party: PartyId| ClientMessage::Run {
             request_id,
             model: face.name().into(),
@@ -322,7 +327,7 @@ impl Client {
             profile,
             share: prepared.shares()[party.index()].clone(),
         };
-        let answers = self.ask_all(place, u128::from_le_bytes(request_id), run, left).await?;
+        let answers = self.ask_all(place, u128::from_le_bytes(request_id), run, limit, left).await?;
         let mut usage = RequestUsage { batch: prepared.len(), rows: prepared.rows(), ..RequestUsage::default() };
         let mut profiles = Vec::new();
         let mut outputs: [OutputShare; 3] = std::array::from_fn(|_| OutputShare { planes: Default::default() });
@@ -343,9 +348,13 @@ impl Client {
     }
 
     /// Asks all three nodes something else than a request.
-    async fn question_all(&self, message: impl Fn(PartyId) -> ClientMessage) -> Result<[Answer; 3], Error> {
+    async fn question_all(
+        &self,
+        message: impl Fn(PartyId) -> ClientMessage,
+        limit: usize,
+    ) -> Result<[Answer; 3], Error> {
         let place = self.0.links.question().await?;
-        let asked = self.ask_all(place, u128::from_le_bytes(fresh_id()), message, QUESTION_DEADLINE).await;
+        let asked = self.ask_all(place, u128::from_le_bytes(fresh_id()), message, limit, QUESTION_DEADLINE).await;
         asked.map_err(|failure| failure.error)
     }
 
@@ -355,10 +364,11 @@ impl Client {
         _place: Place,
         channel: u128,
         message: impl Fn(PartyId) -> ClientMessage,
+        limit: usize,
         deadline: Duration,
     ) -> Result<[Answer; 3], Failure> {
         let [p0, p1, p2] = PartyId::ALL.map(|party| encoded(&message(party)));
-        let ask = |party, message| self.0.links.ask(party, channel, message, deadline);
+        let ask = |party, message| self.0.links.ask(party, channel, message, limit, deadline);
         self.all_three(trio::each([p0?, p1?, p2?], ask)).await
     }
 

@@ -290,6 +290,8 @@ async fn shares(
 struct Channels {
     client: Client,
     to: [ByteChannel; 3],
+    /// The longest answer to a step, in bytes.
+    limit: usize,
     _place: Place,
 }
 
@@ -316,6 +318,13 @@ impl Channels {
             let (model, digest) = (face.name().into(), face.digest());
             encoded(&ClientMessage::Generate { request_id, model, digest, deadline_ms, options, noise_seed, share })
         };
+        let limit = match options.choice {
+            TokenChoice::Token { .. } => open::limit_bytes(1, decoder(face)?.index_bits, false),
+            TokenChoice::Scores => {
+                let rows = if options.every_row { s0.rows as usize } else { 1 };
+                open::limit_bytes(rows * face.interface().output_width, face.interface().output_ring, false)
+            }
+        };
         let messages = [message(s0, n0)?, message(s1, n1)?, message(s2, n2)?];
         usage.sent.iter_mut().zip(&messages).for_each(|(sent, message)| *sent += message.len() as u64);
         let ask = |party: PartyId, message: Bytes| async move {
@@ -331,7 +340,7 @@ impl Channels {
             tokio::time::timeout(left, opened).await.unwrap_or(late)
         };
         let to = client.all_three(trio::each(messages, ask)).await?;
-        Ok(Channels { client: client.clone(), to, _place: place })
+        Ok(Channels { client: client.clone(), to, limit, _place: place })
     }
 
     /// The three shares of the next answer, after the row that leads to it, where the nodes wait for one.
@@ -351,11 +360,12 @@ impl Channels {
         let lengths = messages.iter().map(|message| message.as_ref().map_or(0, |bytes| bytes.len() as u64));
         usage.sent.iter_mut().zip(lengths).for_each(|(sent, length)| *sent += length);
         let [m0, m1, m2] = messages;
+        let limit = self.limit;
         let [c0, c1, c2] = &mut self.to;
         let parts = trio::each([(c0, m0), (c1, m1), (c2, m2)], |party, (channel, message)| async move {
             let left = until.saturating_duration_since(Instant::now());
             let late = Err(Error::Deadline { waited_ms: left.as_millis() as u64 });
-            tokio::time::timeout(left, exchange(party, channel, message, left)).await.unwrap_or(late)
+            tokio::time::timeout(left, exchange(party, channel, message, limit, left)).await.unwrap_or(late)
         });
         let heard = self.client.all_three(parts).await?;
         let mut bytes = [[0; 3]; 3];
@@ -388,13 +398,14 @@ async fn exchange(
     party: PartyId,
     channel: &mut ByteChannel,
     message: Option<Bytes>,
+    limit: usize,
     left: Duration,
 ) -> Result<(OutputShare, Usage, u64), Error> {
-    let Some(message) = message else { return receive(party, channel, left).await };
+    let Some(message) = message else { return receive(party, channel, limit, left).await };
     match channel.send_bytes(message).await {
-        Ok(()) => receive(party, channel, left).await,
+        Ok(()) => receive(party, channel, limit, left).await,
         // A node that has hung up may have said why.
-        Err(error) => match tokio::time::timeout(GRACE, receive(party, channel, GRACE)).await {
+        Err(error) => match tokio::time::timeout(GRACE, receive(party, channel, limit, GRACE)).await {
             Ok(Err(refused @ Error::Refused { .. })) => Err(refused),
             _ => Err(Error::node(party, error)),
         },
@@ -405,14 +416,14 @@ async fn exchange(
 async fn receive(
     party: PartyId,
     channel: &mut ByteChannel,
+    limit: usize,
     left: Duration,
 ) -> Result<(OutputShare, Usage, u64), Error> {
-    let bytes = channel.recv_bytes(codec::LARGEST_BYTES, left).await.map_err(|error| match error {
+    let bytes = channel.recv_bytes(limit, left).await.map_err(|error| match error {
         NetError::Deadline { .. } => Error::Deadline { waited_ms: left.as_millis() as u64 },
         error => Error::node(party, error),
     })?;
-    let message =
-        codec::decode(&bytes, codec::LARGEST_BYTES).map_err(|error| Error::unexpected(party, &error.to_string()))?;
+    let message = codec::decode(&bytes, limit).map_err(|error| Error::unexpected(party, &error.to_string()))?;
     match message {
         NodeMessage::Step { share, usage } => Ok((share, usage, bytes.len() as u64)),
         NodeMessage::Refused { fault, reason } => Err(Error::Refused { party, fault, reason: clean(&reason) }),

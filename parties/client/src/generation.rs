@@ -162,7 +162,7 @@ impl GenerationUsage {
 
     /// Session bytes on all links between the nodes.
     pub fn total_bytes(&self) -> u64 {
-        self.bytes.iter().flatten().sum()
+        self.bytes.iter().flatten().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 }
 
@@ -332,6 +332,13 @@ mod tests {
         usage.change(|usage| *usage = step);
         usage.change(|usage| usage.finish = Some(Finish::Length));
         assert_eq!((usage.get().rounds, usage.get().finish), (3, Some(Finish::Cancelled)));
+    }
+
+    #[test]
+    fn bytes_beyond_all_measure_are_no_overflow() {
+        let bytes = [[u64::MAX; 3]; 3];
+        assert_eq!(GenerationUsage { bytes, ..Default::default() }.total_bytes(), u64::MAX);
+        assert_eq!(crate::RequestUsage { bytes, ..Default::default() }.total_bytes(), u64::MAX);
     }
 
     #[test]

@@ -16,6 +16,12 @@ use crate::{Error, trio};
 /// How long questions other than requests may take.
 pub(crate) const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The longest answer to a question about a node, in bytes. Only a model's tokenizer may be longer.
+pub(crate) const QUESTION_BYTES: usize = 1 << 20;
+
+/// The slowest that a public table may come, in bytes per second.
+const SLOWEST_BYTES_PER_S: u64 = 128 << 10;
+
 /// Such questions at once. Their channels are kept free, so that nodes answer them however much is under way.
 const QUESTIONS_AT_ONCE: usize = 7;
 
@@ -88,13 +94,14 @@ impl Links {
         }
     }
 
-    /// Sends an encoded message on a channel of its own and waits for the answer. Dropped before it is there, it shows
-    /// the node that the client has left.
+    /// Sends an encoded message on a channel of its own and waits for the answer, of at most `limit` bytes. Dropped before it
+    /// is there, it shows the node that the client has left.
     pub(crate) async fn ask(
         &self,
         party: PartyId,
         channel: u128,
         message: Bytes,
+        limit: usize,
         deadline: Duration,
     ) -> Result<Answer, Error> {
         let node = |error: NetError| Error::node(party, error);
@@ -103,10 +110,9 @@ impl Links {
             let connection = self.connection(party).await?;
             let mut channel = connection.open_channel(ChannelId::request(channel)).await.map_err(node)?;
             channel.send_bytes(message).await.map_err(node)?;
-            let bytes = channel.recv_bytes(codec::LARGEST_BYTES, deadline).await.map_err(node)?;
+            let bytes = channel.recv_bytes(limit, deadline).await.map_err(node)?;
             channel.sender.finish();
-            let message = codec::decode(&bytes, codec::LARGEST_BYTES)
-                .map_err(|error| Error::unexpected(party, &error.to_string()))?;
+            let message = codec::decode(&bytes, limit).map_err(|error| Error::unexpected(party, &error.to_string()))?;
             Ok(Answer { message, sent, received: bytes.len() as u64 })
         };
         let late = Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 });
@@ -117,8 +123,22 @@ impl Links {
         }
     }
 
-    /// Fetches a public table of `expected` bytes, which comes in pieces.
+    /// Fetches a public table of `expected` bytes, which comes in pieces: within `deadline` and what its length takes at the
+    /// slowest, however small the pieces are.
     pub(crate) async fn table(
+        &self,
+        party: PartyId,
+        message: Bytes,
+        expected: usize,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        let all = deadline + Duration::from_secs(expected as u64 / SLOWEST_BYTES_PER_S);
+        let pieces = self.pieces(party, message, expected, deadline);
+        let late = Err(Error::Deadline { waited_ms: all.as_millis() as u64 });
+        tokio::time::timeout(all, pieces).await.unwrap_or(late)
+    }
+
+    async fn pieces(
         &self,
         party: PartyId,
         message: Bytes,
@@ -155,7 +175,7 @@ impl Links {
             async move {
                 let asked = async {
                     let _place = self.question().await?;
-                    self.ask(party, channel, message, patience).await.map(drop)
+                    self.ask(party, channel, message, QUESTION_BYTES, patience).await.map(drop)
                 };
                 let silent = NetError::Deadline {
                     peer: party.to_string(),

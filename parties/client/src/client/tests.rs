@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tercet_model::Interface;
-use tercet_net::{ClientPolicy, Connection, Endpoint, InputShare, NetError, Work, WorkEntry, codec};
+use tercet_net::{ClientPolicy, Connection, Endpoint, InputShare, NetError, Work, WorkEntry};
 use tercet_ring::pack;
 use tokio::task::JoinHandle;
 
@@ -130,6 +130,9 @@ async fn serve(connection: Connection, party: PartyId, script: Script) {
                 };
                 let goes_on = matches!(answers.last(), Some(NodeMessage::Step { .. }));
                 for answer in answers {
+                    if matches!(answer, NodeMessage::Table(_)) {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
                     channel.send(&answer).await.unwrap();
                 }
                 if !goes_on {
@@ -345,4 +348,37 @@ async fn a_public_table_comes_in_pieces_and_no_longer_than_it_is() {
     let client = nodes.client().await.unwrap();
     pieces.lock().unwrap()[1].push(0);
     assert!(matches!(client.table(&face).await, Err(Error::Node { .. })));
+    // Byte by byte, each in time, it would take two seconds.
+    *pieces.lock().unwrap() = table.iter().map(|byte| vec![*byte]).collect();
+    let message = encoded(&ClientMessage::Table { model: "small".into() }).unwrap();
+    let late = client.0.links.table(PartyId::P1, message, table.len(), Duration::from_millis(300)).await;
+    assert!(matches!(late, Err(Error::Deadline { waited_ms: 300 })), "{late:?}");
+}
+
+/// The length that a node announces is held to what the question can have as an answer, before anything is kept of it.
+#[tokio::test]
+async fn an_answer_is_no_longer_than_it_can_be() {
+    let nodes = Nodes::with_signs_of_life(|party, message| match message {
+        ClientMessage::Models => {
+            let name = "m".repeat(if party == PartyId::P1 { QUESTION_BYTES } else { 1 });
+            Some(vec![NodeMessage::Models(vec![ModelCard { name, digest: [7; 32], profile: "fast".into() }])])
+        }
+        message => {
+            let mut answer = good(&fixture::images(), 7, party, &message);
+            if let (NodeMessage::Output { share, .. }, PartyId::P2) = (&mut answer, party) {
+                share.planes[0].resize(1 << 15, 0);
+            }
+            Some(vec![answer])
+        }
+    });
+    let client = nodes.client().await.unwrap();
+    let long = [
+        (PartyId::P1, client.models().await.map(drop)),
+        (PartyId::P2, client.classify("small", IMAGES, &Options::default()).await.map(drop)),
+    ];
+    for (liar, answer) in long {
+        let error = answer.unwrap_err();
+        let named = matches!(&error, Error::Node { party, error: NetError::Protocol { .. }, .. } if *party == liar);
+        assert!(named && error.to_string().contains("over the limit"), "{error}");
+    }
 }
