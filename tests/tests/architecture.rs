@@ -178,6 +178,26 @@ fn nothing_is_left_unfinished() {
 }
 
 #[test]
+fn the_command_prints_in_one_place() {
+    // `eprint` and `eprintln` hold these as well.
+    let ways = [concat!("pri", "nt!("), concat!("print", "ln!("), "io::stdout", "io::stderr", "stdout()", "stderr()"];
+    let (command, screen) = (Path::new("crates/cli/src"), Path::new("crates/cli/src/screen.rs"));
+    let mut seen = 0;
+    for (path, text) in sources(&[".rs"]).into_iter().filter(|(path, _)| path.starts_with(command)) {
+        let lines = text.lines().enumerate().filter(|(_, line)| {
+            let code = line.split("//").next().unwrap_or_default();
+            ways.iter().any(|way| code.contains(way))
+        });
+        if path == screen {
+            seen += lines.count();
+        } else if let Some((number, line)) = lines.into_iter().next() {
+            panic!("{}:{}: print through `screen`, which cleans: {line}", path.display(), number + 1);
+        }
+    }
+    assert!(seen > 0, "the search finds nothing even where it should");
+}
+
+#[test]
 fn files_stay_short() {
     const MOST_LINES: usize = 800;
     for (path, text) in sources(&[".rs"]) {

@@ -11,6 +11,7 @@ mod skewed;
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use cluster::{
@@ -21,7 +22,7 @@ use tercet_core::Geometry;
 use tercet_engine::{ModelShare, plan};
 use tercet_net::{
     ClientMessage, ClientPolicy, Endpoint, EndpointConfig, Fault, Identity, InputShare, LinkKind, LinkProfile,
-    NodeMessage, PartyId, Work,
+    NodeMessage, PartyId, Work, secret_file,
 };
 use tercet_node::{Config, Node};
 
@@ -519,7 +520,8 @@ fn bad_shares_and_ports_keep_a_node_from_starting() {
     let bytes = std::fs::read(&mine).unwrap();
     let write = |name: &str, bytes: &[u8]| {
         let path = scratch.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
+        let _ = std::fs::remove_file(&path);
+        secret_file::write_new(&path, bytes).unwrap();
         path
     };
     let copy = write("copy.tercet", &bytes);
@@ -539,6 +541,10 @@ fn bad_shares_and_ports_keep_a_node_from_starting() {
         let error = refused(vec![write("altered.tercet", &altered)]);
         assert!(error.contains("altered.tercet"), "{at}: {error}");
     }
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let error = refused(vec![copy.clone()]);
+    let mend = format!("(mode 640): run `chmod 600 {}`", copy.display());
+    assert!(error.contains(&mend), "{error}");
     let error = refused(vec![scratch.path().join("absent.tercet")]);
     assert!(error.contains("absent.tercet"), "{error}");
 

@@ -1,6 +1,5 @@
 //! Three node processes on this machine, with fresh keys, for as long as a demonstration or a measurement lasts.
 
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tercet_client::{Client, Identity, LinkProfile, NodeAddress};
-use tercet_net::{LinkKind, PartyId, PeerAddress};
+use tercet_net::{LinkKind, PartyId, PeerAddress, secret_file};
 
 use crate::connection::{NodesFile, Peers};
 
@@ -41,7 +40,7 @@ impl Cluster {
         let mut keys = Vec::new();
         for party in PartyId::ALL {
             let folder = dir.join(format!("p{}", party.index()));
-            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            secret_file::create_folder(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
             let identity = Identity::generate()?;
             identity.save(&folder.join("node.key"))?;
             keys.push(identity.public_key());
@@ -54,8 +53,8 @@ impl Cluster {
         };
         let peers = Peers { p0: card(PartyId::P0), p1: card(PartyId::P1), p2: card(PartyId::P2) };
         let (identity, profile) = ("client.key".into(), LinkProfile::Loopback);
-        let nodes = NodesFile { identity, profile, public_gate: true, peers };
-        std::fs::write(dir.join("nodes.toml"), toml::to_string(&nodes)?)?;
+        let nodes = NodesFile { identity, profile, connect_ms: None, public_gate: true, peers };
+        secret_file::write_new(&dir.join("nodes.toml"), toml::to_string(&nodes)?.as_bytes())?;
         for party in PartyId::ALL {
             let shares = setup.shares.as_ref().map_or(Path::new("."), |folders| &folders[party.index()]);
             let shares = shares.to_str().context("the folder of the shares has no name in Unicode")?;
@@ -77,7 +76,7 @@ impl Cluster {
                 let NodeAddress { key, address } = card(peer);
                 text += &format!("\n[peers.p{}]\nkey = \"{key}\"\naddress = \"{address}\"\n", peer.index());
             }
-            std::fs::write(dir.join(format!("p{}/node.toml", party.index())), text)?;
+            secret_file::write_new(&dir.join(format!("p{}/node.toml", party.index())), text.as_bytes())?;
         }
         let mut cluster = Self { dir: dir.to_owned(), nodes: Vec::new() };
         for party in PartyId::ALL {
@@ -88,7 +87,7 @@ impl Cluster {
 
     fn spawn(&mut self, party: PartyId) -> Result<()> {
         let program = std::env::current_exe().context("cannot find this program")?;
-        let log = File::create(self.log(party))?;
+        let log = secret_file::create_new(&self.log(party))?;
         let node = Command::new(program)
             .args(["node", "run", "--with-parent", "--config"])
             .arg(self.dir.join(format!("p{}/node.toml", party.index())))

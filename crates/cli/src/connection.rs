@@ -9,13 +9,14 @@ use tercet_client::{Client, ClientConfig, Identity, LinkProfile, NodeAddress, Op
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::flame;
-use crate::screen::{bytes, time};
+use crate::screen::{bytes, note, time};
 
 /// The file of a client (TOML): its key file, and the cards of the three nodes.
 ///
 /// ```toml
 /// identity = "client.key"      # relative to this file
 /// profile = "wan"              # loopback, jumbo, lan1500 or wan; may be left out
+/// connect_ms = 1500            # how long a connection may take; may be left out
 /// public_gate = true           # also ask models whose nodes learn which experts a token goes to; may be left out
 /// [peers.p0]                   # the three cards (tercet card)
 /// key = "tercet:…"
@@ -27,6 +28,8 @@ pub(crate) struct NodesFile {
     pub(crate) identity: PathBuf,
     #[serde(default)]
     pub(crate) profile: LinkProfile,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) connect_ms: Option<u32>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) public_gate: bool,
     pub(crate) peers: Peers,
@@ -59,8 +62,9 @@ impl NodesFile {
     pub(crate) fn client(self) -> Result<ClientConfig> {
         let identity = Identity::load(&self.identity)?;
         let Peers { p0, p1, p2 } = self.peers;
-        let (profile, public_gate) = (self.profile, self.public_gate);
-        Ok(ClientConfig { profile, public_gate, ..ClientConfig::new(identity, [p0, p1, p2]) })
+        let config = ClientConfig::new(identity, [p0, p1, p2]);
+        let connect_deadline = self.connect_ms.map_or(config.connect_deadline, |ms| Duration::from_millis(ms.into()));
+        Ok(ClientConfig { profile: self.profile, public_gate: self.public_gate, connect_deadline, ..config })
     }
 }
 
@@ -158,7 +162,7 @@ pub(crate) fn usage_json(usage: &[RequestUsage]) -> serde_json::Value {
 /// Requests in a line each, on the standard error output, so that results can be piped.
 pub(crate) fn say_usage(usage: &[RequestUsage]) {
     for used in usage {
-        eprintln!(
+        note(format_args!(
             "{} x {} rows in {}: {} rounds, {} between the nodes, {} up and {} down",
             used.batch,
             used.rows,
@@ -167,7 +171,7 @@ pub(crate) fn say_usage(usage: &[RequestUsage]) {
             bytes(used.total_bytes()),
             bytes(used.sent.iter().sum()),
             bytes(used.received.iter().sum()),
-        );
+        ));
     }
 }
 
@@ -235,6 +239,12 @@ mod tests {
         assert_eq!(file.profile, LinkProfile::Wan);
         assert_eq!(file.peers.p2.address.to_string(), "tcp://node2:7411");
         assert!(file.client().is_err(), "there is no key file");
+        Identity::generate().unwrap().save(&dir.path().join("client.key")).unwrap();
+        let of = |line: &str| {
+            std::fs::write(&path, format!("identity = \"client.key\"\n{line}\n{}", cards())).unwrap();
+            NodesFile::read(&path).unwrap().client().unwrap().connect_deadline
+        };
+        assert_eq!([of(""), of("connect_ms = 4000")], [1500, 4000].map(Duration::from_millis));
     }
 
     #[test]

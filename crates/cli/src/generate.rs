@@ -4,15 +4,22 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use tercet_client::{Client, GenerateOptions, GenerationUsage, Sampling};
+use tercet_client::{Client, Error, GenerateOptions, GenerationUsage, Sampling};
 use tercet_model::Generation;
 
 use crate::connection::{ModelArgs, interrupted, runtime, text_or_input};
-use crate::screen::{bytes, say, say_json, say_piece, start_log, time};
+use crate::screen::{bytes, note, say, say_json, say_piece, start_log, time};
 
 /// Generate a text privately: the prompt goes on, printed as it comes.
 ///
 /// How tokens are chosen is up to the model's makers (generation_config.json) where no option says otherwise.
+///
+/// The text goes to the standard output as it comes. On a terminal its control characters are shown, as \u001b; a file or a
+/// program gets it as it is. When a node fails, the text so far stays, the error names the node, and the exit code is 1.
+///
+/// Two runs of one prompt may differ, also at --temperature 0, because scores carry a small random error of fixed-point
+/// arithmetic. In a model that was shared in profile `fast` another token may win wherever the two best scores are closer
+/// than this error. In `precise` the error is about a thousand times smaller, so that only near ties remain.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -100,7 +107,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let generated = tokio::select! {
             generated = generating => generated,
             // Dropped at a signal, the generation ends at the nodes, too.
-            interrupted = interrupted() => interrupted.map(|()| Default::default()),
+            interrupted = interrupted() => interrupted.map(|()| Generated::default()),
         };
         if !model.json {
             say("");
@@ -108,24 +115,26 @@ pub(crate) fn run(args: Args) -> Result<()> {
         client.close().await;
         generated
     })?;
-    let Generated { text, ids, usage } = generated;
+    let Generated { text, ids, usage, error } = generated;
     if model.json {
-        let usage = usage_json(&usage);
-        return say_json(&json!({ "model": model.name, "text": text, "ids": ids, "usage": usage }));
+        let (usage, error) = (usage_json(&usage), error.as_ref().map(Error::to_string));
+        say_json(&json!({ "model": model.name, "text": text, "ids": ids, "usage": usage, "error": error }))?;
+    } else {
+        say_usage(&usage);
     }
-    say_usage(&usage);
-    Ok(())
+    error.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// What has come of a prompt.
+/// The text that has come of a prompt, also where an error ended it.
 #[derive(Default)]
 pub(crate) struct Generated {
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
     pub(crate) usage: GenerationUsage,
+    pub(crate) error: Option<Error>,
 }
 
-/// Generates to the end, and shows each piece as it comes.
+/// Generates to the end, or to the error that comes before it, and shows each piece as it comes.
 pub(crate) async fn go_on(
     client: &Client,
     model: &str,
@@ -136,11 +145,15 @@ pub(crate) async fn go_on(
     let mut generation = client.generate(model, prompt, options).await?;
     let mut generated = Generated::default();
     while let Some(token) = generation.next().await {
-        let token = token?;
-        piece(&token.text);
-        generated.text += &token.text;
-        generated.ids.push(token.id);
+        match token {
+            Ok(token) => {
+                piece(&token.text);
+                generated.ids.push(token.id);
+            }
+            Err(error) => generated.error = Some(error),
+        }
     }
+    generated.text = generation.text_so_far().to_owned();
     generated.usage = generation.usage();
     Ok(generated)
 }
@@ -160,7 +173,7 @@ pub(crate) fn usage_json(usage: &GenerationUsage) -> Value {
 /// What a generation has cost, in a line on the standard error output.
 pub(crate) fn say_usage(usage: &GenerationUsage) {
     let per_token = usage.per_token().map_or(String::new(), |each| format!(", {} for each further one", time(each)));
-    eprintln!(
+    note(format_args!(
         "{} tokens after {}, to the first in {}{per_token}: {} rounds, {} between the nodes, {} up and {} down; ended by {}",
         usage.new_tokens,
         usage.prompt_tokens,
@@ -170,7 +183,7 @@ pub(crate) fn say_usage(usage: &GenerationUsage) {
         bytes(usage.sent.iter().sum()),
         bytes(usage.received.iter().sum()),
         usage.finish.map_or("nothing", |finish| finish.name()),
-    );
+    ));
 }
 
 #[cfg(test)]

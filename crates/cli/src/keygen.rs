@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use tercet_net::{Identity, IdentityError};
 
-use crate::screen::{say, say_json};
+use crate::screen::{note, say, say_json};
 
 /// Make a key for a node or a client and print its public half.
 #[derive(clap::Args)]
@@ -32,6 +32,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return say_json(&json!({ "file": args.out, "key": key }));
     }
     say(key);
-    eprintln!("wrote {}, readable by you alone; `tercet card` prints what the others need", args.out.display());
+    note(format_args!(
+        "wrote {}, readable by you alone; `tercet card` prints what the others need",
+        args.out.display()
+    ));
     Ok(())
 }

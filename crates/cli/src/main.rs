@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", in_full(&error));
+            screen::note(format_args!("error: {}", in_full(&error)));
             ExitCode::FAILURE
         }
     }

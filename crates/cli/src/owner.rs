@@ -10,7 +10,7 @@ use tercet_engine::{
 };
 use tercet_model::graph::{Graph, Input};
 use tercet_model::{Gate, Model, OracleInput, Ranges, calibrate_with, calibration_inputs, text_inputs};
-use tercet_net::PartyId;
+use tercet_net::{PartyId, secret_file};
 
 use crate::screen::{bar, bytes};
 
@@ -43,7 +43,7 @@ pub(crate) fn ranges(model: &Model, more: Vec<OracleInput>) -> Result<Ranges> {
     inputs.extend(more);
     let bar = bar(model.graph.nodes.len() as u64, "calibrating", false);
     let ranges = calibrate_with(model, &inputs, |done| bar.set_position(done as u64))?;
-    bar.finish_and_clear();
+    bar.clear();
     Ok(ranges)
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn share_on(
 ) -> Result<[PathBuf; 3]> {
     let dirs = PartyId::ALL.map(|party| out.join(format!("p{}", party.index())));
     for dir in &dirs {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        secret_file::create_folder(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     for party in PartyId::ALL {
         let path = share_path(&dirs[party.index()], name, party);
@@ -105,10 +105,10 @@ pub(crate) fn share_on(
     let bar = bar((model.graph.tensors.len() - lent) as u64, "sharing", false);
     let dirs = dirs.each_ref().map(PathBuf::as_path);
     let paths = split_on(model, name, numerics, base, dirs, |tensor| {
-        bar.set_message(tensor.to_owned());
+        bar.show(tensor);
         bar.inc(1);
     });
-    bar.finish_and_clear();
+    bar.clear();
     paths.map_err(|error| match error {
         SplitError::Store(StoreError::Io { path, source })
             if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>

@@ -20,7 +20,7 @@ use tercet_net::LinkShape;
 use crate::bench::probe::{probe, say_fit};
 use crate::bench::rates::{self, Measured};
 use crate::public::Public;
-use crate::screen::{say, say_json, say_table, start_log, time};
+use crate::screen::{note, say, say_json, say_table, start_log, time};
 use crate::share::OPENED;
 use priced::Priced;
 use subject::Subject;
@@ -95,8 +95,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let Some(model) = &args.model else { return Ok(()) };
     let subject = Subject::of(model, args.profile, args.public)?;
     if subject.assumed && !args.json {
-        eprintln!(
-            "note: without the weights, how large values get is assumed; rounds and bytes may come out a few percent otherwise"
+        note(
+            "note: without the weights, how large values get is assumed; rounds and bytes may come out a few percent \
+             otherwise",
         );
     }
     match subject.manifest.graph.is_decoder() {

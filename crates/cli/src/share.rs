@@ -9,7 +9,7 @@ use tercet_model::graph::{Input, Reach};
 use tercet_model::{Gate, Model};
 use tercet_net::PartyId;
 
-use crate::screen::{bytes, hex, say, say_json};
+use crate::screen::{bytes, hex, note, say, say_json};
 use crate::{adapter, owner};
 
 /// Split a model into three shares, one for each node; no single one says anything about its weights.
@@ -99,8 +99,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.public_table && !matches!(model.graph.input, Input::Tokens { .. }) {
         bail!("--public-table is for models of texts; this one takes images");
     }
-    for note in &model.notes {
-        eprintln!("note: {note}");
+    for remark in &model.notes {
+        note(format_args!("note: {remark}"));
     }
     let more = args.calibrate.as_deref().map(|path| owner::lines_of(&model, path)).transpose()?.unwrap_or_default();
     let Prepared { model, mut numerics, base, calibrated } = match (&args.adapter, &args.base) {
@@ -113,15 +113,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let published = publish(&model, &mut numerics, base.as_ref(), &args.public)?;
     if args.public_table {
-        eprintln!(
+        note(
             "PUBLIC TABLE: the embedding table is NOT shared. All three nodes and every client get it in the clear; \
-             all other weights, the texts and the answers stay secret."
+             all other weights, the texts and the answers stay secret.",
         );
     }
     if model.graph.opens_gate() {
-        eprintln!(
+        note(format_args!(
             "PUBLIC GATE: {OPENED}; weights, texts and answers stay secret. Clients must agree before they ask it."
-        );
+        ));
     }
     warn_of(&published, &model, &numerics);
     let profile = numerics.profile.to_string();
@@ -141,7 +141,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         say(format_args!("{party}  {}  {}", bytes(size), path.display()));
     }
     say(format_args!("digest {digest}"));
-    eprintln!("give each node its own file and nobody two of them: two shares together are the model");
+    note("give each node its own file and nobody two of them: two shares together are the model");
     Ok(())
 }
 
@@ -182,15 +182,15 @@ fn warn_of(published: &[String], model: &Model, numerics: &ModelNumerics) {
     }
     let elements = |name: &str| model.graph.tensor_spec(name).map_or(0, |spec| spec.rows * spec.cols);
     let count: usize = published.iter().map(|name| elements(name)).sum();
-    eprintln!(
+    note(format_args!(
         "PUBLIC WEIGHTS: {} tensors of {count} elements are NOT shared. All three nodes get them in the clear; all other weights, \
          the texts and the answers stay secret. They are: {}",
         published.len(),
         published.join(", ")
-    );
+    ));
     let table = model.graph.nodes.first().and_then(|node| node.op.tensors().first().copied());
     if table.is_some_and(|table| published.iter().any(|name| name == table) && numerics.is_public(table)) {
-        eprintln!("PUBLIC TABLE: the embedding table is among them, and goes to every client as well.");
+        note("PUBLIC TABLE: the embedding table is among them, and goes to every client as well.");
     }
 }
 

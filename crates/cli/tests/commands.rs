@@ -1,5 +1,6 @@
 //! The command as its users meet it: exit codes, one-line errors, and the demonstration.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -132,6 +133,51 @@ fn the_demonstration_agrees_with_the_plain_model_and_leaves_usable_files() {
     bytes[4096] ^= 1;
     std::fs::write(&share, bytes).unwrap();
     fails(&["node", "--config", "stage/p1/node.toml"], dir.path(), "checksum");
+
+    let stage = dir.path().join("stage");
+    assert_eq!(std::fs::metadata(&stage).unwrap().permissions().mode() & 0o777, 0o700);
+    only_for_its_owner(&stage);
+    std::fs::set_permissions(&share, std::fs::Permissions::from_mode(0o644)).unwrap();
+    fails(&["node", "--config", "stage/p1/node.toml"], dir.path(), "(mode 644): run `chmod 600 ");
+    let doctor = tercet(&["doctor", "--config", "stage/p1/node.toml"], dir.path());
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    let exposed = doctor.lines().find(|line| line.starts_with("BAD   share")).unwrap_or_default();
+    assert!(doctor.matches("BAD   share").count() == 1 && exposed.contains("(mode 644)"), "{doctor}");
+}
+
+/// A disk that takes no more stops the owner with one line, and leaves no part of a share.
+#[test]
+fn a_share_that_finds_no_room_leaves_no_file_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/digits/model");
+    // A limit on the size of files stands for the full disk: 64 blocks, less than the share of an evaluator.
+    let limited = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_tercet"), "share"])
+        .arg(model)
+        .args(["--name", "digits", "--out", "shares"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(output.status.code() == Some(1) && said.contains("digits.p1.tercet: File too large"), "{said}");
+    for party in ["p0", "p1", "p2"] {
+        let left: Vec<_> = std::fs::read_dir(dir.path().join("shares").join(party)).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// Nobody else may read what is in a folder, or enter the folders in it; the shipped model among them is public.
+fn only_for_its_owner(folder: &Path) {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    for entry in entries.filter(|entry| entry.file_name() != "model") {
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        let inner = entry.file_type().unwrap().is_dir();
+        assert_eq!(mode, if inner { 0o700 } else { 0o600 }, "{}", entry.path().display());
+        if inner {
+            only_for_its_owner(&entry.path());
+        }
+    }
 }
 
 /// The smallest model between three processes: measured, recorded, shown, and held to its record.

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use tercet_core::Error;
 use tercet_helper::plane::{Masks, Plane};
 use tercet_helper::suite::{Stored, Weights};
+use tercet_net::secret_file::{self, OpenError};
 use tercet_net::{PartyId, codec};
 use tercet_ring::{Element, Mapped, Prg, Seed};
 
@@ -41,6 +42,17 @@ pub enum StoreError {
         path: PathBuf,
         /// What it said.
         source: io::Error,
+    },
+    /// Others than its owner could read or write the file.
+    #[error(
+        "share file {path} can be read or written by others (mode {mode:o}): run `chmod 600 {path}`; if somebody else \
+         may have read it, share the model again"
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
     },
     /// The file was cut, altered, or is none of ours.
     #[error("{path}: {what}")]
@@ -104,9 +116,17 @@ impl std::fmt::Debug for ModelShare {
 
 impl ModelShare {
     /// Opens and checks a share file: one pass over it for the checksum.
+    ///
+    /// # Errors
+    /// Others than its owner may read or write it; it is damaged; the file system's own.
     pub fn open(path: &Path) -> Result<ModelShare, StoreError> {
         let damaged = |what: &str| StoreError::Damaged { path: path.to_owned(), what: what.to_owned() };
-        let file = Mapped::open(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+        let failed = |source| StoreError::Io { path: path.to_owned(), source };
+        let file = secret_file::open(path).map_err(|error| match error {
+            OpenError::Io(source) => failed(source),
+            OpenError::Exposed { mode } => StoreError::Exposed { path: path.to_owned(), mode },
+        })?;
+        let file = Mapped::of(&file).map_err(failed)?;
         let bytes = file.bytes();
         let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
         if bytes.get(..8) != Some(&MAGIC) {
@@ -250,7 +270,8 @@ impl PlaneAt {
     }
 }
 
-/// Writes a share file under a temporary name, which is removed unless the file is completed and published.
+/// Writes a share file, which its owner alone can read, under a temporary name. This is removed unless the file is
+/// completed and published.
 pub(crate) struct StoreWriter {
     path: PathBuf,
     temporary: PathBuf,
@@ -266,7 +287,13 @@ impl StoreWriter {
     /// Begins a file with the seeds of the masks that the party has.
     pub(crate) fn create(path: &Path, party: PartyId, seeds: [Option<&Seed>; 2]) -> Result<StoreWriter, StoreError> {
         let temporary = path.with_extension("partial");
-        let file = File::create(&temporary).map_err(|source| StoreError::Io { path: temporary.clone(), source })?;
+        let failed = |source| StoreError::Io { path: temporary.clone(), source };
+        // A process that was killed may have left one.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let file = secret_file::create_new(&temporary).map_err(failed)?;
         let mut writer = StoreWriter {
             path: path.to_owned(),
             temporary,

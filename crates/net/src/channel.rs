@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 use crate::link::{ByteReader, RecvHalf, SendHalf};
 use crate::shaped::LinkClock;
@@ -150,10 +151,11 @@ impl ByteSender {
     pub async fn send_bytes(&mut self, mut bytes: Bytes) -> Result<(), NetError> {
         let length = (bytes.len() as u64).to_le_bytes();
         if bytes.len() <= COALESCE_BYTES {
-            let mut whole = BytesMut::with_capacity(LENGTH_BYTES + bytes.len());
+            // A copy, of what may be secret.
+            let mut whole = Zeroizing::new(Vec::with_capacity(LENGTH_BYTES + bytes.len()));
             whole.extend_from_slice(&length);
             whole.extend_from_slice(&bytes);
-            return self.write(whole.freeze()).await;
+            return self.write(Bytes::from_owner(whole)).await;
         }
         self.write(Bytes::copy_from_slice(&length)).await?;
         while !bytes.is_empty() {

@@ -4,7 +4,7 @@
 //! TLS wants is self-signed, made at load time, and carries nothing else.
 
 use std::fmt;
-use std::io::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -14,11 +14,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::secret_file::{self, OpenError};
+
 /// The name in every certificate and every TLS hello: names mean nothing here, keys do.
 pub(crate) const TLS_NAME: &str = "tercet";
 
 /// The DER of an Ed25519 SubjectPublicKeyInfo before its 32 key bytes (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Bytes of a key file that are looked at: one of ours has 120.
+const KEY_FILE_BYTES: usize = 4096;
 
 /// Bytes of checksum in a written public key.
 const CHECKSUM_BYTES: usize = 4;
@@ -128,7 +133,9 @@ pub enum IdentityError {
         source: std::io::Error,
     },
     /// Others could read the private key.
-    #[error("key file {path} can be read by others (mode {mode:o}): run `chmod 600` on it, or make a new key")]
+    #[error(
+        "key file {path} can be read or written by others (mode {mode:o}): run `chmod 600 {path}`, or make a new key"
+    )]
     Exposed {
         /// Which file.
         path: PathBuf,
@@ -169,15 +176,12 @@ impl Identity {
     /// Reads the key file. It must be readable by its owner alone.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
         let file = |source| IdentityError::File { path: path.into(), source };
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let mode = std::fs::metadata(path).map_err(file)?.permissions().mode() & 0o777;
-            if mode & 0o077 != 0 {
-                return Err(IdentityError::Exposed { path: path.into(), mode });
-            }
-        }
-        let bytes = Zeroizing::new(std::fs::read(path).map_err(file)?);
+        let mut opened = secret_file::open(path).map_err(|error| match error {
+            OpenError::Io(source) => file(source),
+            OpenError::Exposed { mode } => IdentityError::Exposed { path: path.into(), mode },
+        })?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES));
+        opened.by_ref().take(KEY_FILE_BYTES as u64).read_to_end(&mut bytes).map_err(file)?;
         let no_key = || IdentityError::NoKey { path: path.into() };
         let text = std::str::from_utf8(&bytes).map_err(|_| no_key())?;
         let pair = KeyPair::from_pkcs8_pem_and_sign_algo(text, &PKCS_ED25519).map_err(|_| no_key())?;
@@ -187,19 +191,11 @@ impl Identity {
     /// Writes the key file, readable by its owner alone. An existing file is never overwritten.
     pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
         let file = |source| IdentityError::File { path: path.into(), source };
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            options.mode(0o600);
-        }
         let pair =
             KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(self.private.to_vec()), &PKCS_ED25519)
                 .map_err(|error| IdentityError::Generation(error.to_string()))?;
         let text = Zeroizing::new(pair.serialize_pem());
-        let mut out = options.open(path).map_err(file)?;
-        out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(file)
+        secret_file::write_new(path, text.as_bytes()).map_err(file)
     }
 
     /// The public half, by which others know this identity.
@@ -267,11 +263,8 @@ mod tests {
         let path = folder.join("node.key");
         let other = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap().serialize_pem();
         for text in ["", "hello", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", &other] {
-            let mut options = std::fs::OpenOptions::new();
-            options.write(true).create(true).truncate(true);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            options.open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+            let _ = std::fs::remove_file(&path);
+            secret_file::write_new(&path, text.as_bytes()).unwrap();
             assert!(matches!(Identity::load(&path), Err(IdentityError::NoKey { .. })), "{text}");
         }
         assert!(matches!(Identity::load(&folder.join("none")), Err(IdentityError::File { .. })));

@@ -28,6 +28,7 @@ mod places;
 mod profile;
 mod quic;
 mod request;
+pub mod secret_file;
 mod seed;
 mod session;
 mod shaped;

@@ -1,10 +1,11 @@
 //! What a client and a node say to each other about one request: opaque bytes with public shapes.
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::{PartyId, Work, WorkProfile};
 
-/// One party's part of a client's input.
+/// One party's part of a client's input. Its seeds and keys are wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputShare {
     /// Inputs side by side.
@@ -21,6 +22,22 @@ pub struct InputShare {
     /// its masks. Empty where rows are shared instead.
     pub keys: [Vec<u8>; 2],
 }
+
+impl Zeroize for InputShare {
+    fn zeroize(&mut self) {
+        self.first_seed.zeroize();
+        self.second_seed.zeroize();
+        self.keys.zeroize();
+    }
+}
+
+impl Drop for InputShare {
+    fn drop(&mut self) {
+        self.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for InputShare {}
 
 /// The tensors of an input, by the stream of the seeds that masks them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +95,17 @@ pub enum TokenChoice {
     },
 }
 
-/// Where the noise of sampled choices grows from: P0's alone to know, beside the client.
+/// Where the noise of sampled choices grows from: P0's alone to know, beside the client. It is wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoiseSeed(pub [u8; 32]);
+
+impl ZeroizeOnDrop for NoiseSeed {}
+
+impl Drop for NoiseSeed {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl std::fmt::Debug for NoiseSeed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -303,4 +328,28 @@ pub enum Fault {
     Nodes,
     /// Too much is waiting already: try again later.
     Busy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_and_keys_are_wiped() {
+        fn on_drop(_: &impl ZeroizeOnDrop) {}
+        let keys = [vec![3; 40], vec![4; 40]];
+        let mut share = InputShare {
+            batch: 1,
+            rows: 2,
+            first_seed: Some([1; 32]),
+            second_seed: Some([2; 32]),
+            masked: vec![vec![5]],
+            keys,
+        };
+        on_drop(&share);
+        on_drop(&NoiseSeed([6; 32]));
+        share.zeroize();
+        assert_eq!((share.first_seed, share.second_seed), (None, None));
+        assert!(share.keys.iter().all(Vec::is_empty));
+    }
 }

@@ -81,6 +81,6 @@ pub struct RequestUsage {
 impl RequestUsage {
     /// Session bytes on all links between the nodes.
     pub fn total_bytes(&self) -> u64 {
-        self.bytes.iter().flatten().sum()
+        self.bytes.iter().flatten().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 }

@@ -15,11 +15,12 @@ use tokio::task::JoinSet;
 
 use crate::face::Table;
 use crate::input::{self, Batch};
-use crate::links::{Answer, Links, Place, QUESTION_DEADLINE, fresh_id};
-use crate::{Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage};
+use crate::links::{Answer, Links, Place, QUESTION_BYTES, QUESTION_DEADLINE, encoded, fresh_id};
+use crate::trio::{self, Failure};
+use crate::{
+    Classification, Classifications, Embeddings, Error, Inputs, ModelFace, Options, Prepared, RequestUsage, open,
+};
 
-/// How long the other nodes may take to report, once one has failed: the cause often comes second.
-pub(crate) const GRACE: Duration = Duration::from_millis(300);
 /// The farthest deadline: clocks do not reach much farther.
 const FARTHEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Models whose description is kept.
@@ -45,7 +46,8 @@ pub struct ClientConfig {
     pub nodes: [NodeAddress; 3],
     /// The kind of network to the nodes.
     pub profile: LinkProfile,
-    /// How long a connection may take to be established.
+    /// How long a connection may take to be established, and so how long a dead node goes unnoticed while it is dialled.
+    /// A new configuration has 1.5 s; more suits links with round trips beyond 200 ms.
     pub connect_deadline: Duration,
     /// Whether models with a public gate may be asked: mixtures of experts whose **nodes learn, in every layer, which experts each
     /// token goes to**, which says something of the text. Their owner decides that they are such models, and this client whether to
@@ -56,7 +58,7 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// A client of these nodes over any network, that asks no model with a public gate.
     pub fn new(identity: Identity, nodes: [NodeAddress; 3]) -> Self {
-        let (profile, connect_deadline) = (LinkProfile::default(), Duration::from_secs(10));
+        let (profile, connect_deadline) = (LinkProfile::default(), Duration::from_millis(1500));
         Self { identity, nodes, profile, connect_deadline, public_gate: false }
     }
 }
@@ -102,7 +104,7 @@ impl Client {
     /// # Errors
     /// A node does not answer.
     pub async fn models(&self) -> Result<Vec<ModelCard>, Error> {
-        let answers = self.question_all(|_| ClientMessage::Models).await?;
+        let answers = self.question_all(|_| ClientMessage::Models, QUESTION_BYTES).await?;
         let mut cards: Vec<Vec<ModelCard>> = Vec::new();
         for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
             match answer.message {
@@ -123,10 +125,10 @@ impl Client {
     /// # Errors
     /// The node cannot be reached or does not answer.
     pub async fn status(&self, party: PartyId) -> Result<NodeStatus, Error> {
-        let message = codec::encode(&ClientMessage::Status).map_err(|error| Error::Misuse(error.to_string()))?;
+        let message = encoded(&ClientMessage::Status)?;
         let channel = u128::from_le_bytes(fresh_id());
         let _place = self.0.links.question().await?;
-        match self.0.links.ask(party, channel, message, QUESTION_DEADLINE).await?.message {
+        match self.0.links.ask(party, channel, message, QUESTION_BYTES, QUESTION_DEADLINE).await?.message {
             NodeMessage::Status(status) => Ok(status),
             _ => Err(Error::unexpected(party, "another answer than its status")),
         }
@@ -140,7 +142,8 @@ impl Client {
         if let Some(face) = self.0.faces.get(name) {
             return Ok(face);
         }
-        let answers = self.question_all(|_| ClientMessage::Manifest { model: name.into() }).await?;
+        let answers =
+            self.question_all(|_| ClientMessage::Manifest { model: name.into() }, codec::LARGEST_BYTES).await?;
         let face = Arc::new(ModelFace::from_answers(name, answers.map(|answer| answer.message))?);
         self.0.faces.insert(name.into(), face.clone());
         Ok(face)
@@ -196,9 +199,9 @@ impl Client {
         let until = after(Instant::now(), options.deadline);
         let mut failures = 0;
         loop {
-            let error = match self.run_once(&face, inputs, options, until).await {
+            let Failure { error, again } = match self.run_once(&face, inputs, options, until).await {
                 Ok((outputs, usage)) => return Ok((face, outputs, usage)),
-                Err(error) => error,
+                Err(failure) => failure,
             };
             if let Error::Refused { fault: Fault::Request, .. } = &error {
                 // Perhaps the model was shared anew under its name, or a node has started anew.
@@ -208,7 +211,7 @@ impl Client {
                     return Err(error);
                 }
                 face = fresh;
-            } else if !error.is_transient() {
+            } else if !again {
                 return Err(error);
             }
             failures += 1;
@@ -225,7 +228,7 @@ impl Client {
         inputs: Inputs<'_>,
         options: &Options,
         until: Instant,
-    ) -> Result<(Vec<Vec<f32>>, Vec<RequestUsage>), Error> {
+    ) -> Result<(Vec<Vec<f32>>, Vec<RequestUsage>), Failure> {
         let batches = input::batches(face, inputs, options)?;
         let table = self.table_of(face).await?;
         let count = batches.len();
@@ -279,12 +282,11 @@ impl Client {
         if let Some(table) = self.0.tables.get(&face.digest()) {
             return Ok(table);
         }
-        let message = ClientMessage::Table { model: face.name().into() };
+        let message = encoded(&ClientMessage::Table { model: face.name().into() })?;
         let expected = Table::len_bytes(face)?;
         let _place = self.0.links.question().await?;
-        let fetch = |party| self.0.links.table(party, &message, expected, QUESTION_DEADLINE);
-        let (p0, p1, p2) = tokio::try_join!(fetch(PartyId::P0), fetch(PartyId::P1), fetch(PartyId::P2))?;
-        let mut tables = [p0, p1, p2];
+        let fetch = |party| self.0.links.table(party, message.clone(), expected, QUESTION_DEADLINE);
+        let mut tables = self.all_three(PartyId::ALL.map(fetch)).await.map_err(|failure| failure.error)?;
         for other in 1..3 {
             if tables[other] != tables[0] {
                 let what = format!("the public table of model {}", face.name());
@@ -304,17 +306,19 @@ impl Client {
         table: Option<Arc<Vec<u8>>>,
         profile: bool,
         until: Instant,
-    ) -> Result<(Vec<usize>, Vec<Vec<f32>>, RequestUsage), Error> {
+    ) -> Result<(Vec<usize>, Vec<Vec<f32>>, RequestUsage), Failure> {
         let place = self.0.links.work(until).await?;
         let start = Instant::now();
         let left = until.saturating_duration_since(start);
         let sharing = tokio::task::spawn_blocking(move || {
             let prepared = Prepared::new(&face, batch, table.as_ref().map(|table| table.as_slice()))?;
-            Ok((face, prepared))
+            Ok::<_, Error>((face, prepared))
         });
         let stopped = |error| Error::Misuse(format!("sharing the input stopped: {error}"));
         let (face, prepared) = sharing.await.map_err(stopped)??;
         let request_id = fresh_id();
+        let values = prepared.len() * face.interface().output_width;
+        let limit = open::limit_bytes(values, face.interface().output_ring, profile);
         let run = |party: PartyId| ClientMessage::Run {
             request_id,
             start_id: face.start_id(party),
@@ -324,7 +328,7 @@ impl Client {
             profile,
             share: prepared.shares()[party.index()].clone(),
         };
-        let answers = self.ask_all(place, u128::from_le_bytes(request_id), run, left).await?;
+        let answers = self.ask_all(place, u128::from_le_bytes(request_id), run, limit, left).await?;
         let mut usage = RequestUsage { batch: prepared.len(), rows: prepared.rows(), ..RequestUsage::default() };
         let mut profiles = Vec::new();
         let mut outputs: [OutputShare; 3] = std::array::from_fn(|_| OutputShare { planes: Default::default() });
@@ -332,7 +336,7 @@ impl Client {
             let at = party.index();
             (usage.sent[at], usage.received[at]) = (answer.sent, answer.received);
             let NodeMessage::Output { share, usage: of_node, profile: of_time } = answer.message else {
-                return Err(Error::unexpected(party, "another answer than an output"));
+                return Err(Error::unexpected(party, "another answer than an output").into());
             };
             outputs[at] = share;
             usage.take(party, &of_node);
@@ -345,48 +349,36 @@ impl Client {
     }
 
     /// Asks all three nodes something else than a request.
-    async fn question_all(&self, message: impl Fn(PartyId) -> ClientMessage) -> Result<[Answer; 3], Error> {
+    async fn question_all(
+        &self,
+        message: impl Fn(PartyId) -> ClientMessage,
+        limit: usize,
+    ) -> Result<[Answer; 3], Error> {
         let place = self.0.links.question().await?;
-        self.ask_all(place, u128::from_le_bytes(fresh_id()), message, QUESTION_DEADLINE).await
+        let asked = self.ask_all(place, u128::from_le_bytes(fresh_id()), message, limit, QUESTION_DEADLINE).await;
+        asked.map_err(|failure| failure.error)
     }
 
-    /// Asks all three nodes at once. When one fails, the others are given a moment to say more about the cause.
+    /// Asks all three nodes at once.
     async fn ask_all(
         &self,
-        place: Place,
+        _place: Place,
         channel: u128,
         message: impl Fn(PartyId) -> ClientMessage,
+        limit: usize,
         deadline: Duration,
-    ) -> Result<[Answer; 3], Error> {
-        let mut asked = JoinSet::new();
-        for (party, message) in PartyId::ALL.into_iter().zip(PartyId::ALL.map(message)) {
-            let bytes = codec::encode(&message).map_err(|error| Error::Misuse(error.to_string()))?;
-            let (inner, place) = (self.0.clone(), place.clone());
-            asked.spawn(async move {
-                let answer = inner.links.ask(party, channel, bytes, deadline).await;
-                drop(place);
-                (party, answer)
-            });
-        }
-        let mut answers = [const { None }; 3];
-        let mut worst: Option<Error> = None;
-        let mut patience = deadline + GRACE;
-        while let Ok(Some(finished)) = tokio::time::timeout(patience, asked.join_next()).await {
-            match finished.map_err(|error| Error::Misuse(format!("a question ended: {error}")))? {
-                (party, Ok(answer)) => answers[party.index()] = Some(answer),
-                (_, Err(error)) => {
-                    patience = GRACE;
-                    if worst.as_ref().is_none_or(|worst| worst.weight() < error.weight()) {
-                        worst = Some(error);
-                    }
-                }
-            }
-        }
-        match (worst, answers) {
-            (None, [Some(p0), Some(p1), Some(p2)]) => Ok([p0, p1, p2]),
-            (Some(error), _) => Err(error),
-            _ => Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 }),
-        }
+    ) -> Result<[Answer; 3], Failure> {
+        let [p0, p1, p2] = PartyId::ALL.map(|party| encoded(&message(party)));
+        let ask = |party, message| self.0.links.ask(party, channel, message, limit, deadline);
+        self.all_three(trio::each([p0?, p1?, p2?], ask)).await
+    }
+
+    /// What comes of work at all three nodes; see [`trio::all`].
+    pub(crate) async fn all_three<T>(
+        &self,
+        parts: [impl Future<Output = Result<T, Error>>; 3],
+    ) -> Result<[T; 3], Failure> {
+        trio::all(&self.0.links, parts).await
     }
 }
 

@@ -3,26 +3,27 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tercet_model::{Decoder, TextStream, Tokenizer, TokenizerError};
 use tercet_net::{
     ByteChannel, ChannelId, ClientMessage, Fault, GenerationOptions, InputShare, NetError, NodeMessage, NoiseSeed,
     OutputShare, PartyId, TokenChoice, Usage, codec,
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::client::{GRACE, after};
+use crate::client::after;
 use crate::face::Table;
 use crate::generation::SharedUsage;
-use crate::links::{Place, clean, fresh_id};
+use crate::links::{Place, clean, encoded, fresh_id};
 use crate::sampler::{Sampler, log_probability};
 use crate::stops::{Cut, Stops};
+use crate::trio::{self, Failure, GRACE};
 use crate::{
     Client, Error, Finish, GenerateOptions, Generation, GenerationUsage, ModelFace, Score, Token, open, share,
 };
 
-/// Between the tries to take a generation up: twice as long each time, until it is the longest.
+/// Between the tries to begin a generation: twice as long each time, until it is the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -102,8 +103,9 @@ impl Client {
         let mut usage = GenerationUsage { prompt_tokens: ids.len(), ..Default::default() };
         let until = after(started, deadline);
         let shares = shares(&face, ids.clone(), table.as_ref()).await?;
-        let mut channels = Channels::open(self, &face, public, [None, None, None], shares, until, &mut usage).await?;
-        let answer = channels.step(until, &mut usage).await?;
+        let opened = Channels::open(self, &face, public, [None, None, None], shares, until, &mut usage).await;
+        let mut channels = opened.map_err(|failure| failure.error)?;
+        let answer = channels.step(None, until, &mut usage).await.map_err(|failure| failure.error)?;
         let scores = open::open_scores(face.interface(), ids.len(), &answer)?;
         usage.first_token = started.elapsed();
         let rows = scores.chunks_exact(face.interface().output_width);
@@ -117,12 +119,12 @@ impl Drive {
         let until = after(self.started, self.options.deadline);
         let (mut tries, mut failures, mut pause) = (0, 0, FIRST_PAUSE);
         let error = loop {
-            let error = match self.attempt(tries, until).await {
+            let Failure { error, again } = match self.attempt(tries, until).await {
                 Ok(finish) => {
                     self.usage.change(|usage| usage.finish = Some(finish));
                     return;
                 }
-                Err(error) => error,
+                Err(failure) => failure,
             };
             tries += 1;
             // What is taken may be what a try before this one still holds.
@@ -130,16 +132,14 @@ impl Drive {
             if !held {
                 failures += 1;
             }
-            let transient = error.is_transient()
-                || self.usage().new_tokens > 0 && is_absence(&error)
-                || self.has_started_anew(&error).await;
-            let again = held || transient && failures <= self.options.retries;
-            if !again || Instant::now() + pause >= until {
+            let again = held || (again || self.has_started_anew(&error).await) && failures <= self.options.retries;
+            // With a token out, it is the caller's to say whether the text is worth another prompt.
+            if !again || self.usage().new_tokens > 0 || Instant::now() + pause >= until {
                 break error;
             }
             tokio::time::sleep(pause).await;
             pause = LONGEST_PAUSE.min(2 * pause);
-            tracing::debug!(%error, "a generation is taken up again");
+            tracing::debug!(%error, "a generation is begun anew");
             self.usage.change(|usage| usage.retried = failures);
         };
         // Perhaps the model was shared anew under its name.
@@ -158,8 +158,8 @@ impl Drive {
         anew
     }
 
-    /// From the tokens that there are to the end.
-    async fn attempt(&mut self, attempt: u32, until: Instant) -> Result<Finish, Error> {
+    /// From the prompt to the end.
+    async fn attempt(&mut self, attempt: u32, until: Instant) -> Result<Finish, Failure> {
         let shares = shares(&self.face, self.text.clone(), self.table.as_ref()).await?;
         let (inside, sampling) = (self.options.inside, &self.options.sampling);
         let noisy = inside && sampling.temperature > 0.0;
@@ -175,10 +175,10 @@ impl Drive {
         let mut usage = self.usage();
         let opened = Channels::open(&self.client, &self.face, public, noise, shares, until, &mut usage).await;
         self.put(usage);
-        let mut channels = opened?;
+        let (mut channels, mut row) = (opened?, None);
         loop {
             let mut usage = self.usage();
-            let answer = channels.step(until, &mut usage).await;
+            let answer = channels.step(row.take(), until, &mut usage).await;
             self.put(usage);
             let answer = answer?;
             let (id, log_probability) = if inside {
@@ -193,11 +193,7 @@ impl Drive {
                 return Ok(finish);
             }
             if !inside {
-                let row = share::rows(&self.face, Zeroizing::new(vec![id]), self.table()?.as_ref())?;
-                let mut usage = self.usage();
-                let sent = channels.next(row, &mut usage).await;
-                self.put(usage);
-                sent?;
+                row = Some(share::rows(&self.face, Zeroizing::new(vec![id]), self.table()?.as_ref())?);
             }
         }
     }
@@ -254,11 +250,6 @@ impl Drive {
     }
 }
 
-/// Whether a node that was there is not, and may come back.
-fn is_absence(error: &Error) -> bool {
-    matches!(error, Error::Node { error: NetError::Unreachable { .. } | NetError::Deadline { .. }, .. })
-}
-
 /// What is special to a model that generates.
 pub(crate) fn decoder(face: &ModelFace) -> Result<&Decoder, Error> {
     let none = || Error::Misuse(format!("model {} gives no tokens: it generates nothing", face.name()));
@@ -307,7 +298,10 @@ async fn shares(
 
 /// The channels of one generation to the three nodes. Dropped, they show the nodes that the client has left.
 struct Channels {
+    client: Client,
     to: [ByteChannel; 3],
+    /// The longest answer to a step, in bytes.
+    limit: usize,
     _place: Place,
 }
 
@@ -321,15 +315,18 @@ impl Channels {
         shares: [InputShare; 3],
         until: Instant,
         usage: &mut GenerationUsage,
-    ) -> Result<Channels, Error> {
+    ) -> Result<Channels, Failure> {
         let place = client.turn(until).await?;
         let request_id = fresh_id();
         let left = until.saturating_duration_since(Instant::now());
         let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        let mut messages = Vec::new();
-        for (party, (share, noise_seed)) in PartyId::ALL.into_iter().zip(shares.into_iter().zip(noise)) {
+        let [(s0, n0), (s1, n1), (s2, n2)] = {
+            let ([s0, s1, s2], [n0, n1, n2]) = (shares, noise);
+            [(s0, n0), (s1, n1), (s2, n2)]
+        };
+        let message = |party, share, noise_seed| {
             let (start_id, model, digest) = (face.start_id(party), face.name().into(), face.digest());
-            let message = ClientMessage::Generate {
+            encoded(&ClientMessage::Generate {
                 request_id,
                 start_id,
                 model,
@@ -338,87 +335,72 @@ impl Channels {
                 options,
                 noise_seed,
                 share,
-            };
-            messages.push(encoded(&message)?);
-        }
+            })
+        };
+        let limit = match options.choice {
+            TokenChoice::Token { .. } => open::limit_bytes(1, decoder(face)?.index_bits, false),
+            TokenChoice::Scores => {
+                let rows = if options.every_row { s0.rows as usize } else { 1 };
+                open::limit_bytes(rows * face.interface().output_width, face.interface().output_ring, false)
+            }
+        };
+        let messages =
+            [message(PartyId::P0, s0, n0)?, message(PartyId::P1, s1, n1)?, message(PartyId::P2, s2, n2)?];
         usage.sent.iter_mut().zip(&messages).for_each(|(sent, message)| *sent += message.len() as u64);
-        let mut messages = messages.into_iter();
-        let mut ask = |party: PartyId| {
-            let message = messages.next().unwrap_or_default();
-            async move {
+        let ask = |party: PartyId, message: Bytes| async move {
+            let opened = async {
                 let connection = client.connection(party).await?;
                 let id = ChannelId::request(u128::from_le_bytes(request_id));
-                let node = |error| Error::Node { party, error };
+                let node = |error| Error::node(party, error);
                 let mut channel = connection.open_channel(id).await.map_err(node)?;
-                channel.send_bytes(message.into()).await.map_err(node)?;
+                channel.send_bytes(message).await.map_err(node)?;
                 Ok(channel)
-            }
+            };
+            let late = Err(Error::Deadline { waited_ms: left.as_millis() as u64 });
+            tokio::time::timeout(left, opened).await.unwrap_or(late)
         };
-        let (p0, p1, p2) = (ask(PartyId::P0), ask(PartyId::P1), ask(PartyId::P2));
-        let opened = async { tokio::try_join!(p0, p1, p2) };
-        let late = Err(Error::Deadline { waited_ms: left.as_millis() as u64 });
-        let (p0, p1, p2) = tokio::time::timeout(left, opened).await.unwrap_or(late)?;
-        Ok(Channels { to: [p0, p1, p2], _place: place })
+        let to = client.all_three(trio::each(messages, ask)).await?;
+        Ok(Channels { client: client.clone(), to, limit, _place: place })
     }
 
-    /// The three shares of the next answer. When one node fails, the others are given a moment to say more about the cause.
-    async fn step(&mut self, until: Instant, usage: &mut GenerationUsage) -> Result<[OutputShare; 3], Error> {
-        let (alarm, _) = watch::channel(false);
-        let hear = |party: PartyId, channel| {
-            let (alarm, mut alarmed) = (&alarm, alarm.subscribe());
-            async move {
-                let given_up = async {
-                    let _ = alarmed.wait_for(|failed| *failed).await;
-                    tokio::time::sleep(GRACE).await;
-                };
-                let heard = tokio::select! {
-                    heard = receive(party, channel, until) => heard,
-                    () = given_up => return None,
-                };
-                if heard.is_err() {
-                    alarm.send_replace(true);
-                }
-                Some(heard)
+    /// The three shares of the next answer, after the row that leads to it, where the nodes wait for one.
+    async fn step(
+        &mut self,
+        row: Option<[InputShare; 3]>,
+        until: Instant,
+        usage: &mut GenerationUsage,
+    ) -> Result<[OutputShare; 3], Failure> {
+        let messages = match row {
+            None => [None, None, None],
+            Some([p0, p1, p2]) => {
+                let message = |share| encoded(&ClientMessage::Next { share }).map(Some);
+                [message(p0)?, message(p1)?, message(p2)?]
             }
         };
+        let lengths = messages.iter().map(|message| message.as_ref().map_or(0, |bytes| bytes.len() as u64));
+        usage.sent.iter_mut().zip(lengths).for_each(|(sent, length)| *sent += length);
+        let [m0, m1, m2] = messages;
+        let limit = self.limit;
         let [c0, c1, c2] = &mut self.to;
-        let heard = tokio::join!(hear(PartyId::P0, c0), hear(PartyId::P1, c1), hear(PartyId::P2, c2));
-        let mut worst: Option<Error> = None;
-        let mut shares = Vec::new();
+        let parts = trio::each([(c0, m0), (c1, m1), (c2, m2)], |party, (channel, message)| async move {
+            let left = until.saturating_duration_since(Instant::now());
+            let late = Err(Error::Deadline { waited_ms: left.as_millis() as u64 });
+            tokio::time::timeout(left, exchange(party, channel, message, limit, left)).await.unwrap_or(late)
+        });
+        let heard = self.client.all_three(parts).await?;
         let mut bytes = [[0; 3]; 3];
         let mut rounds = 0;
-        for (party, heard) in PartyId::ALL.into_iter().zip([heard.0, heard.1, heard.2]) {
-            match heard {
-                Some(Ok((share, node, received))) => {
-                    usage.received[party.index()] += received;
-                    usage.batched = usage.batched.max(node.batched);
-                    rounds = rounds.max(node.rounds);
-                    let both = bytes.iter_mut().flatten().zip(node.bytes.iter().flatten());
-                    both.for_each(|(all, seen)| *all = (*all).max(*seen));
-                    shares.push(share);
-                }
-                Some(Err(error)) if worst.as_ref().is_none_or(|worst| worst.weight() < error.weight()) => {
-                    worst = Some(error);
-                }
-                _ => {}
-            }
+        for ((_, node, received), of_node) in heard.iter().zip(&mut usage.received) {
+            *of_node += received;
+            usage.batched = usage.batched.max(node.batched);
+            rounds = rounds.max(node.rounds);
+            let both = bytes.iter_mut().flatten().zip(node.bytes.iter().flatten());
+            both.for_each(|(all, seen)| *all = (*all).max(*seen));
         }
         usage.rounds = usage.rounds.saturating_add(rounds);
         let both = usage.bytes.iter_mut().flatten().zip(bytes.iter().flatten());
         both.for_each(|(all, step)| *all = all.saturating_add(*step));
-        let none = || worst.unwrap_or_else(|| Error::Misuse("no answer and no error".into()));
-        shares.try_into().map_err(|_| none())
-    }
-
-    /// Sends all three the row of the next step.
-    async fn next(&mut self, shares: [InputShare; 3], usage: &mut GenerationUsage) -> Result<(), Error> {
-        for (party, share) in PartyId::ALL.into_iter().zip(shares) {
-            let message = encoded(&ClientMessage::Next { share })?;
-            usage.sent[party.index()] += message.len() as u64;
-            let sent = self.to[party.index()].send_bytes(message.into()).await;
-            sent.map_err(|error| Error::Node { party, error })?;
-        }
-        Ok(())
+        Ok(heard.map(|(share, ..)| share))
     }
 
     /// Says that nothing more is wanted.
@@ -431,25 +413,37 @@ impl Channels {
     }
 }
 
-fn encoded(message: &ClientMessage) -> Result<Vec<u8>, Error> {
-    codec::encode(message).map_err(|error| Error::Misuse(error.to_string()))
+/// Sends one node its row, if there is one, and waits for its part of the answer.
+async fn exchange(
+    party: PartyId,
+    channel: &mut ByteChannel,
+    message: Option<Bytes>,
+    limit: usize,
+    left: Duration,
+) -> Result<(OutputShare, Usage, u64), Error> {
+    let Some(message) = message else { return receive(party, channel, limit, left).await };
+    match channel.send_bytes(message).await {
+        Ok(()) => receive(party, channel, limit, left).await,
+        // A node that has hung up may have said why.
+        Err(error) => match tokio::time::timeout(GRACE, receive(party, channel, limit, GRACE)).await {
+            Ok(Err(refused @ Error::Refused { .. })) => Err(refused),
+            _ => Err(Error::node(party, error)),
+        },
+    }
 }
 
 /// One node's part of an answer, with what the step cost and how long the message was.
 async fn receive(
     party: PartyId,
     channel: &mut ByteChannel,
-    until: Instant,
+    limit: usize,
+    left: Duration,
 ) -> Result<(OutputShare, Usage, u64), Error> {
-    let left = until.saturating_duration_since(Instant::now());
-    let late = || Error::Deadline { waited_ms: left.as_millis() as u64 };
-    let received = tokio::time::timeout(left, channel.recv_bytes(codec::LARGEST_BYTES, left)).await;
-    let bytes = received.map_err(|_| late())?.map_err(|error| match error {
-        NetError::Deadline { .. } => late(),
-        error => Error::Node { party, error },
+    let bytes = channel.recv_bytes(limit, left).await.map_err(|error| match error {
+        NetError::Deadline { .. } => Error::Deadline { waited_ms: left.as_millis() as u64 },
+        error => Error::node(party, error),
     })?;
-    let message =
-        codec::decode(&bytes, codec::LARGEST_BYTES).map_err(|error| Error::unexpected(party, &error.to_string()))?;
+    let message = codec::decode(&bytes, limit).map_err(|error| Error::unexpected(party, &error.to_string()))?;
     match message {
         NodeMessage::Step { share, usage } => Ok((share, usage, bytes.len() as u64)),
         NodeMessage::Refused { fault, reason } => Err(Error::Refused { party, fault, reason: clean(&reason) }),

@@ -3,6 +3,8 @@
 use tercet_net::{Fault, NetError, PartyId};
 
 /// Why there is no answer. No error carries anything of an input or an output.
+///
+/// When a node dies, the error names it as soon as its connection counts as lost, and 300 ms later at most.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// An input is not one that the model takes: the caller is at fault.
@@ -23,6 +25,8 @@ pub enum Error {
         party: PartyId,
         /// What failed.
         error: NetError,
+        /// Whether there was a connection: without one the node cannot have got its part of the request.
+        connected: bool,
     },
     /// A node did not serve the request.
     #[error("{party} refused: {reason}")]
@@ -65,7 +69,23 @@ impl Error {
 
     /// A message that a correct node does not send here.
     pub(crate) fn unexpected(party: PartyId, what: &str) -> Self {
-        Self::Node { party, error: NetError::Protocol { peer: party.to_string(), what: what.into() } }
+        Self::node(party, NetError::Protocol { peer: party.to_string(), what: what.into() })
+    }
+
+    /// A failure of a node that was connected.
+    pub(crate) fn node(party: PartyId, error: NetError) -> Self {
+        Self::Node { party, error, connected: true }
+    }
+
+    /// Whether the nodes may have computed the request, or a part of it. They have not where all three could not get their
+    /// part, or where one of them refused before it began.
+    pub fn may_have_run(&self) -> bool {
+        match self {
+            Self::Input { .. } | Self::Misuse(_) => false,
+            Self::Node { connected, .. } => *connected,
+            Self::Refused { fault, .. } => *fault == Fault::Nodes,
+            Self::Disagreement { .. } | Self::Unusable { .. } | Self::Deadline { .. } => true,
+        }
     }
 
     /// Whether a fresh request may well succeed.

@@ -12,6 +12,9 @@ use crate::Error;
 /// Columns, rows and labels beyond this are no model's.
 const LARGEST_SIDE: usize = 1 << 24;
 
+/// Elements of a public table beyond this are no model's: eight times those of the largest that are known.
+const LARGEST_TABLE: usize = 1 << 33;
+
 /// The public face of a model on the nodes.
 pub struct ModelFace {
     name: String,
@@ -145,6 +148,9 @@ impl ModelFace {
         match (&self.interface.input, &self.interface.rows, &self.tokenizer) {
             (Input::Tokens { vocab, .. }, rows, Some(tokenizer)) => {
                 let entries = if let RowInput::Lookup { entries, .. } = rows { *entries } else { *vocab };
+                if matches!(rows, RowInput::Matrix { width, .. } if vocab.saturating_mul(*width) > LARGEST_TABLE) {
+                    return Err("a table of a size that does not exist");
+                }
                 let known = tokenizer.id_bound() <= entries.min(*vocab);
                 if known && side(*vocab) { Ok(()) } else { Err("its tokenizer knows ids that its table does not") }
             }
@@ -245,7 +251,12 @@ mod tests {
             Interface { max_rows: usize::MAX, ..words.clone() },
             Interface { rows: RowInput::Lookup { entries: 4, domain_bits: 2 }, ..words.clone() },
             Interface { rows: RowInput::Lookup { entries: 9, domain_bits: 3 }, ..words.clone() },
-            Interface { rows: RowInput::Lookup { entries: 5, domain_bits: 64 }, ..words },
+            Interface { rows: RowInput::Lookup { entries: 5, domain_bits: 64 }, ..words.clone() },
+            Interface {
+                input: Input::Tokens { vocab: 1 << 24, max_tokens: 8 },
+                rows: RowInput::Matrix { width: 1 << 20, frac: 10 },
+                ..words
+            },
             Interface { rows: RowInput::Matrix { width: 5, frac: 10 }, ..images.clone() },
             Interface { max_rows: 5, ..images.clone() },
             Interface { output: Output::Logits { labels: vec![] }, output_width: 0, ..images.clone() },

@@ -10,6 +10,10 @@ use tokio::task::JoinHandle;
 use crate::{Error, Sampling};
 
 /// How a text is generated. [`GenerateOptions::default`] takes up to 128 tokens, each the likeliest, chosen here.
+///
+/// Two runs of one prompt may differ, also at temperature 0, because scores carry a small random error of fixed-point
+/// arithmetic. In a model that was shared in profile `fast` another token may win wherever the two best scores are closer
+/// than this error. In `precise` the error is about a thousand times smaller, so that only near ties remain.
 #[derive(Clone, PartialEq)]
 pub struct GenerateOptions {
     /// New tokens at most; fewer where the model's context ends before.
@@ -26,8 +30,9 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// How long all of it may take.
     pub deadline: Duration,
-    /// How often a generation that a lost connection or a failing node has ended is taken up again, from the tokens that there
-    /// are by then: under a new number and fresh masks. While the nodes still hold what it had before, it waits.
+    /// How often a generation that a lost connection or a failing node has ended before its first token is begun anew, under a
+    /// new number and fresh masks. This happens only where all three nodes answer within 300 ms of the failure. While the nodes
+    /// still hold what it had before, it waits. After the first token the caller decides: it has the text so far.
     pub retries: u32,
 }
 
@@ -142,7 +147,7 @@ pub struct GenerationUsage {
     pub first_token: Duration,
     /// From the first token to the last.
     pub further_tokens: Duration,
-    /// How often it was taken up again.
+    /// How often it was begun anew.
     pub retried: u32,
     /// Why it ended; none while it goes on, or where an error ended it.
     pub finish: Option<Finish>,
@@ -157,7 +162,7 @@ impl GenerationUsage {
 
     /// Session bytes on all links between the nodes.
     pub fn total_bytes(&self) -> u64 {
-        self.bytes.iter().flatten().sum()
+        self.bytes.iter().flatten().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 }
 
@@ -185,6 +190,7 @@ pub struct Generation {
     tokens: UnboundedReceiver<Result<Token, Error>>,
     task: JoinHandle<()>,
     usage: SharedUsage,
+    read: String,
     failed: bool,
 }
 
@@ -194,7 +200,7 @@ impl Generation {
         task: JoinHandle<()>,
         usage: SharedUsage,
     ) -> Generation {
-        Generation { tokens, task, usage, failed: false }
+        Generation { tokens, task, usage, read: String::new(), failed: false }
     }
 
     /// The next token; none after the last, and after an error. May be dropped while it waits.
@@ -206,20 +212,29 @@ impl Generation {
             }
             next => next,
         };
-        self.failed |= matches!(next, Some(Err(_)));
+        match &next {
+            Some(Ok(token)) => self.read += &token.text,
+            Some(Err(_)) => self.failed = true,
+            None => {}
+        }
         next
     }
 
     /// The whole text from here on.
     ///
     /// # Errors
-    /// What ends the generation before its end; the text up to there is lost.
-    pub async fn text(mut self) -> Result<(String, GenerationUsage), Error> {
-        let mut text = String::new();
+    /// The cause that ends the generation before its end; [`Generation::text_so_far`] has the text up to there.
+    pub async fn text(&mut self) -> Result<(String, GenerationUsage), Error> {
+        let from = self.read.len();
         while let Some(token) = self.next().await {
-            text += &token?.text;
+            token?;
         }
-        Ok((text, self.usage()))
+        Ok((self.read[from..].to_owned(), self.usage()))
+    }
+
+    /// The text of all tokens that were read, also after an error.
+    pub fn text_so_far(&self) -> &str {
+        &self.read
     }
 
     /// Ends it at once. Tokens that have come are still there to be read.
@@ -317,6 +332,13 @@ mod tests {
         usage.change(|usage| *usage = step);
         usage.change(|usage| usage.finish = Some(Finish::Length));
         assert_eq!((usage.get().rounds, usage.get().finish), (3, Some(Finish::Cancelled)));
+    }
+
+    #[test]
+    fn bytes_beyond_all_measure_are_no_overflow() {
+        let bytes = [[u64::MAX; 3]; 3];
+        assert_eq!(GenerationUsage { bytes, ..Default::default() }.total_bytes(), u64::MAX);
+        assert_eq!(crate::RequestUsage { bytes, ..Default::default() }.total_bytes(), u64::MAX);
     }
 
     #[test]

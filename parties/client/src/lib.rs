@@ -49,6 +49,7 @@ mod prepared;
 mod sampler;
 mod share;
 mod stops;
+mod trio;
 
 pub use answer::{Classification, Classifications, Embeddings, RequestUsage};
 pub use client::{Client, ClientConfig, NodeAddress};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tercet_net::{
     CLIENT_CHANNELS, ChannelId, ClientMessage, Connection, Endpoint, EndpointConfig, NetError, NodeMessage, PartyId,
     PeerAddress, codec,
@@ -10,10 +11,16 @@ use tercet_net::{
 use tercet_ring::Seed;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-use crate::Error;
+use crate::{Error, trio};
 
 /// How long questions other than requests may take.
 pub(crate) const QUESTION_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The longest answer to a question about a node, in bytes. Only a model's tokenizer may be longer.
+pub(crate) const QUESTION_BYTES: usize = 1 << 20;
+
+/// The slowest that a public table may come, in bytes per second.
+const SLOWEST_BYTES_PER_S: u64 = 128 << 10;
 
 /// Such questions at once. Their channels are kept free, so that nodes answer them however much is under way.
 const QUESTIONS_AT_ONCE: usize = 7;
@@ -72,7 +79,7 @@ impl Links {
         }
         // Who has waited while a dial failed need not wait for another.
         if let Some((_, error)) = way.failed.as_ref().filter(|(when, _)| *when > asked) {
-            return Err(Error::Node { party, error: error.clone() });
+            return Err(Error::Node { party, error: error.clone(), connected: false });
         }
         match self.endpoint.dial(party, &self.addresses[party.index()]).await {
             Ok(connection) => {
@@ -82,30 +89,30 @@ impl Links {
             }
             Err(error) => {
                 way.failed = Some((Instant::now(), error.clone()));
-                Err(Error::Node { party, error })
+                Err(Error::Node { party, error, connected: false })
             }
         }
     }
 
-    /// Sends an encoded message on a channel of its own and waits for the answer. Dropped before it is there, it shows
-    /// the node that the client has left.
+    /// Sends an encoded message on a channel of its own and waits for the answer, of at most `limit` bytes. Dropped before it
+    /// is there, it shows the node that the client has left.
     pub(crate) async fn ask(
         &self,
         party: PartyId,
         channel: u128,
-        message: Vec<u8>,
+        message: Bytes,
+        limit: usize,
         deadline: Duration,
     ) -> Result<Answer, Error> {
-        let node = |error: NetError| Error::Node { party, error };
+        let node = |error: NetError| Error::node(party, error);
         let sent = message.len() as u64;
         let asked = async {
             let connection = self.connection(party).await?;
             let mut channel = connection.open_channel(ChannelId::request(channel)).await.map_err(node)?;
-            channel.send_bytes(message.into()).await.map_err(node)?;
-            let bytes = channel.recv_bytes(codec::LARGEST_BYTES, deadline).await.map_err(node)?;
+            channel.send_bytes(message).await.map_err(node)?;
+            let bytes = channel.recv_bytes(limit, deadline).await.map_err(node)?;
             channel.sender.finish();
-            let message = codec::decode(&bytes, codec::LARGEST_BYTES)
-                .map_err(|error| Error::unexpected(party, &error.to_string()))?;
+            let message = codec::decode(&bytes, limit).map_err(|error| Error::unexpected(party, &error.to_string()))?;
             Ok(Answer { message, sent, received: bytes.len() as u64 })
         };
         let late = Err(Error::Deadline { waited_ms: deadline.as_millis() as u64 });
@@ -116,20 +123,33 @@ impl Links {
         }
     }
 
-    /// Fetches a public table of `expected` bytes, which comes in pieces.
+    /// Fetches a public table of `expected` bytes, which comes in pieces: within `deadline` and what its length takes at the
+    /// slowest, however small the pieces are.
     pub(crate) async fn table(
         &self,
         party: PartyId,
-        message: &ClientMessage,
+        message: Bytes,
         expected: usize,
         deadline: Duration,
     ) -> Result<Vec<u8>, Error> {
-        let node = |error: NetError| Error::Node { party, error };
-        let message = codec::encode(message).map_err(|error| Error::Misuse(error.to_string()))?;
+        let all = deadline + Duration::from_secs(expected as u64 / SLOWEST_BYTES_PER_S);
+        let pieces = self.pieces(party, message, expected, deadline);
+        let late = Err(Error::Deadline { waited_ms: all.as_millis() as u64 });
+        tokio::time::timeout(all, pieces).await.unwrap_or(late)
+    }
+
+    async fn pieces(
+        &self,
+        party: PartyId,
+        message: Bytes,
+        expected: usize,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        let node = |error: NetError| Error::node(party, error);
         let connection = self.connection(party).await?;
         let id = ChannelId::request(u128::from_le_bytes(fresh_id()));
         let mut channel = connection.open_channel(id).await.map_err(node)?;
-        channel.send_bytes(message.into()).await.map_err(node)?;
+        channel.send_bytes(message).await.map_err(node)?;
         let mut table = Vec::new();
         while table.len() < expected {
             match channel.receiver.recv(codec::LARGEST_BYTES, deadline).await.map_err(node)? {
@@ -146,6 +166,34 @@ impl Links {
         Ok(table)
     }
 
+    /// The first node that does not answer a question within `patience`, and how it failed. A node that is not connected
+    /// is dialled for it.
+    pub(crate) async fn absent(&self, patience: Duration) -> Option<Error> {
+        let message = encoded(&ClientMessage::Models).ok()?;
+        let asked = trio::each([(); 3], |party, ()| {
+            let (channel, message) = (u128::from_le_bytes(fresh_id()), message.clone());
+            async move {
+                let asked = async {
+                    let _place = self.question().await?;
+                    self.ask(party, channel, message, QUESTION_BYTES, patience).await.map(drop)
+                };
+                let silent = NetError::Deadline {
+                    peer: party.to_string(),
+                    what: "answering a question",
+                    waited_ms: patience.as_millis() as u64,
+                };
+                match tokio::time::timeout(patience, asked).await {
+                    Ok(Ok(())) | Ok(Err(Error::Refused { .. })) => None,
+                    Ok(Err(error @ Error::Node { .. })) => Some(error),
+                    _ => Some(Error::node(party, silent)),
+                }
+            }
+        });
+        let [p0, p1, p2] = asked;
+        let (p0, p1, p2) = tokio::join!(p0, p1, p2);
+        p0.or(p1).or(p2)
+    }
+
     pub(crate) async fn shutdown(&self) {
         self.endpoint.shutdown("the client is done").await;
     }
@@ -156,6 +204,12 @@ async fn place(places: &Arc<Semaphore>, patience: Duration) -> Result<Place, Err
         Ok(Ok(permit)) => Ok(Arc::new(permit)),
         _ => Err(Error::Deadline { waited_ms: patience.as_millis() as u64 }),
     }
+}
+
+/// A message as it is sent. It may hold seeds and keys: it is wiped as soon as the link needs it no more.
+pub(crate) fn encoded(message: &ClientMessage) -> Result<Bytes, Error> {
+    let bytes = codec::encode_secret(message).map_err(|error| Error::Misuse(error.to_string()))?;
+    Ok(Bytes::from_owner(bytes))
 }
 
 /// A number that names a channel or a request, never drawn twice.

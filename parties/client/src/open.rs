@@ -2,12 +2,23 @@
 
 use tercet_model::Interface;
 use tercet_model::graph::Output;
-use tercet_net::{OutputShare, PartyId};
+use tercet_net::{OutputShare, PartyId, WorkEntry, WorkProfile, codec};
 use tercet_ring::{fixed, pack, sharing};
 use zeroize::Zeroizing;
 
 use crate::drive::decoder;
 use crate::{Error, ModelFace};
+
+/// Bytes that an answer has beside its planes and its profile, at most: costs, or the reason of a refusal.
+const ENVELOPE_BYTES: usize = 16 << 10;
+
+/// The longest message that a node can have reason to answer with, in bytes: two planes of so many values, and its profile.
+pub(crate) fn limit_bytes(values: usize, ring: u32, profile: bool) -> usize {
+    let planes = 2 * pack::packed_len(values, ring);
+    // An entry has about thirty numbers beside its name.
+    let entries = if profile { WorkProfile::MOST_ENTRIES * (WorkEntry::LONGEST_NAME_BYTES + 256) } else { 0 };
+    (planes + entries + ENVELOPE_BYTES).min(codec::LARGEST_BYTES)
+}
 
 /// Opens an answer to one vector for each input. `counts` are the rows of each that are not padding.
 pub(crate) fn open(interface: &Interface, counts: &[usize], shares: &[OutputShare; 3]) -> Result<Vec<Vec<f32>>, Error> {

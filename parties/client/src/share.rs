@@ -119,10 +119,11 @@ fn mask<E: Element>(values: &[E], seeds: &[Seed; 2], stream: Stream, ring: u32) 
 
 /// `[batch * rows, width]`: patches, or rows of the public table.
 fn matrix<E: Lane>(face: &ModelFace, batch: &Batch, table: Option<&Table<'_>>) -> Result<Zeroizing<Vec<E>>, Error> {
-    let RowInput::Matrix { frac, .. } = face.interface().rows else {
+    let RowInput::Matrix { frac, width } = face.interface().rows else {
         return Err(Error::Misuse("the rows of this model are looked up".into()));
     };
-    let mut out = Zeroizing::new(Vec::new());
+    // Of the full length from the start: a vector that grows leaves copies behind.
+    let mut out = Zeroizing::new(Vec::with_capacity(batch.inputs.len() * batch.rows * width));
     for (input, &place) in batch.inputs.iter().zip(&batch.places) {
         match input {
             Encoded::Patches(values) => {
@@ -146,8 +147,11 @@ type Keys = [[Vec<u8>; 2]; 3];
 /// masks the first to P0 and the second to both P1 and P2. A row is a masked value less its mask,
 /// so the second sign is negated.
 fn lookup_keys<E: Lane>(batch: &Batch, domain_bits: u32) -> Result<(Zeroizing<Vec<E>>, Keys), Error> {
-    let mut keys = Keys::default();
-    let mut signs = Zeroizing::new(Vec::new());
+    let count = batch.inputs.len() * batch.rows;
+    // Of the full length from the start: a vector that grows leaves copies behind.
+    let keys_of = |held: bool| Vec::with_capacity(if held { count * dpf::key_len(domain_bits) } else { 0 });
+    let mut keys: Keys = [[false, true], [true, true], [true, true]].map(|of_party| of_party.map(keys_of));
+    let mut signs = Zeroizing::new(Vec::with_capacity(2 * count));
     for input in &batch.inputs {
         let Encoded::Tokens(ids) = input else {
             return Err(Error::Misuse("an image for a model of texts".into()));
@@ -155,12 +159,13 @@ fn lookup_keys<E: Lane>(batch: &Batch, domain_bits: u32) -> Result<(Zeroizing<Ve
         for id in padded(ids, batch.rows) {
             let [value, mask] = [(); 2].map(|()| dpf::generate(&Seed::random(), domain_bits, id as usize));
             signs.extend([value.sign, -mask.sign].map(|sign| E::from_u64(u64::from(sign < 0))));
-            keys[1][0].extend(value.first.to_bytes());
-            keys[2][0].extend(value.second.to_bytes());
-            keys[0][1].extend(mask.first.to_bytes());
-            let shared = mask.second.to_bytes();
-            keys[1][1].extend(&shared);
-            keys[2][1].extend(shared);
+            let written = |key: &dpf::Key| Zeroizing::new(key.to_bytes());
+            keys[1][0].extend_from_slice(&written(&value.first));
+            keys[2][0].extend_from_slice(&written(&value.second));
+            keys[0][1].extend_from_slice(&written(&mask.first));
+            let shared = written(&mask.second);
+            keys[1][1].extend_from_slice(&shared);
+            keys[2][1].extend_from_slice(&shared);
         }
     }
     Ok((signs, keys))

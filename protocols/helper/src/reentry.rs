@@ -15,11 +15,12 @@
 //! drawn, the corrections look uniform to whoever has not the other root. Beyond that it receives halves of fresh sharings and the
 //! other's halves under uniform masks. `c` is public to both, so it may choose addresses; `lambda` chooses none.
 
-use tercet_core::{Cost, Error, Result, Session, Work};
+use tercet_core::{Cost, Drawn, Error, Result, Session, Work};
 use tercet_net::PartyId;
 use tercet_ring::Element;
 use tercet_ring::dpf::Side;
 use tercet_ring::dpf::unit::{self, Corrections};
+use zeroize::Zeroizing;
 
 use crate::masked::{Additive, Masked};
 use crate::plane::Plane;
@@ -80,11 +81,13 @@ fn here<E: Element>(s: &mut Session, places: &Masked<E>, entries: usize) -> Resu
     s.scope("one-hot", |s| {
         let (count, bits) = (places.len(), places.ring());
         let (words, levels, domain) = (unit::block_words::<E>(bits), unit::levels::<E>(bits), 1usize << bits);
-        let roots = s.draw::<u64>(count * unit::ROOT);
+        // Wiped after use, as the keys that they are the roots of.
+        let Drawn { first, second } = s.draw::<u64>(count * unit::ROOT);
+        let (first, second) = (Zeroizing::new(first), Zeroizing::new(second));
         let root = |of: &[u64], place: usize| std::array::from_fn(|i| of[place * unit::ROOT + i]);
         let mut corrections = Vec::new();
         if s.is_helper() {
-            let roots = |place| [root(&roots.first, place), root(&roots.second, place)];
+            let roots = |place| [root(&first, place), root(&second, place)];
             let lambda = places.lambda();
             let correct =
                 |(place, lambda): (usize, &E)| unit::correct::<E>(roots(place), bits, lambda.to_u64() as usize);
@@ -94,8 +97,8 @@ fn here<E: Element>(s: &mut Session, places: &Masked<E>, entries: usize) -> Resu
         let right = s.tell(count, levels.max(1), |_| corrections.iter().map(|c| c.right).collect())?;
         let (roots, side) = match s.party() {
             PartyId::P0 => return Ok(Additive::new(s.party(), [count, entries], Vec::new())),
-            PartyId::P1 => (roots.first, Side::First),
-            PartyId::P2 => (roots.second, Side::Second),
+            PartyId::P1 => (first, Side::First),
+            PartyId::P2 => (second, Side::Second),
         };
         let mut vector = vec![E::ZERO; domain];
         let mut half = Vec::with_capacity(count * entries);

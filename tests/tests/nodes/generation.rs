@@ -683,9 +683,9 @@ fn a_text_may_stop_at_its_first_token() {
     });
 }
 
-/// A node dies in mid-stream and comes back: the client takes the text up again where it was.
+/// A node dies in mid-stream: the text so far stays with the caller, which asks again when the node is back.
 #[test]
-fn a_text_goes_on_after_a_node_has_died() {
+fn a_text_ends_with_the_node_that_dies_and_what_came_of_it_stays() {
     let mut cluster = Cluster::start(LinkKind::Quic, |config| {
         slow_texts(config);
         config.round_deadline = Duration::from_secs(2);
@@ -696,20 +696,35 @@ fn a_text_goes_on_after_a_node_has_died() {
     let run = runtime.spawn(async move {
         let options = GenerateOptions { retries: 100, ..tokens(8) };
         let mut generation = client.generate(TEXTS, PROMPTS[1], &options).await.unwrap();
-        let mut ids = vec![generation.next().await.unwrap().unwrap().id];
+        let mut tokens = vec![generation.next().await.unwrap().unwrap()];
         sender.send(()).unwrap();
-        while let Some(token) = generation.next().await {
-            ids.push(token.unwrap().id);
-        }
-        (ids, generation.usage())
+        let error = loop {
+            match generation.next().await.expect("the text does not end by itself") {
+                Ok(token) => tokens.push(token),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("P2") && error.may_have_run(), "{error}");
+        assert_eq!(generation.text_so_far(), tokens.iter().map(|token| &token.text[..]).collect::<String>());
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        assert_eq!(ids, tiny().greedy(PROMPTS[1], ids.len()));
+        client
     });
     runtime.block_on(began).unwrap();
     cluster.kill(P2);
     cluster.start_node(P2);
-    let (found, usage) = runtime.block_on(run).unwrap();
-    assert_eq!(found, tiny().greedy(PROMPTS[1], 8));
-    assert!(usage.retried > 0 && usage.new_tokens == 8);
+    let client = runtime.block_on(run).unwrap();
     runtime.block_on(until_free(&cluster));
+    let again = async {
+        let mut generation = client.generate(TEXTS, PROMPTS[1], &tokens(8)).await.unwrap();
+        let mut ids = Vec::new();
+        while let Some(token) = generation.next().await {
+            ids.push(token.unwrap().id);
+        }
+        ids
+    };
+    runtime.block_on(cluster.assert_recovers());
+    assert_eq!(runtime.block_on(again), tiny().greedy(PROMPTS[1], 8));
 }
 
 /// A node that is told to stop lets generations end: nobody loses a token, and newcomers hear that it stops.

@@ -1,11 +1,12 @@
 //! Sharing a model into files, and reading files that something happened to.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use tercet_engine::{ModelShare, Profile, SplitError, StoreError, choose, share_path, split};
 use tercet_model::{calibrate, calibration_inputs};
-use tercet_net::PartyId;
+use tercet_net::{PartyId, secret_file};
 
 use super::models;
 
@@ -17,21 +18,41 @@ fn share_into(dir: &std::path::Path) -> Result<[PathBuf; 3], SplitError> {
 }
 
 #[test]
-fn a_full_disk_leaves_no_file_behind() {
+fn a_failure_at_one_file_leaves_none_behind() {
     let dir = tempfile::tempdir().unwrap();
-    // A device without room stands where the third party's file is written.
     let partial = share_path(dir.path(), "digits", PartyId::P2).with_extension("partial");
-    std::os::unix::fs::symlink("/dev/full", &partial).unwrap();
+    // What stands where the third party's file is written cannot be removed as a file.
+    fs::create_dir(&partial).unwrap();
     match share_into(dir.path()) {
-        Err(SplitError::Store(StoreError::Io { path, source })) => {
-            assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{source}");
-            assert!(path.ends_with("digits.p2.tercet"), "{}", path.display());
-        }
+        Err(SplitError::Store(StoreError::Io { path, .. })) => assert_eq!(path, partial),
         other => panic!("{other:?}"),
     }
+    fs::remove_dir(&partial).unwrap();
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.is_empty(), "{left:?} left behind");
     share_into(dir.path()).unwrap();
+}
+
+#[test]
+fn a_share_is_its_owners_alone_and_is_not_opened_where_others_may_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // What a killed process left behind is not written into.
+    let remains = dir.path().join("digits.p1.partial");
+    fs::write(&remains, b"old").unwrap();
+    let paths = share_into(dir.path()).unwrap();
+    for path in &paths {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
+        for bits in [0o640, 0o604, 0o622] {
+            fs::set_permissions(path, fs::Permissions::from_mode(bits)).unwrap();
+            match ModelShare::open(path) {
+                Err(StoreError::Exposed { path: named, mode }) => assert_eq!((&named, mode), (path, bits)),
+                other => panic!("{other:?}"),
+            }
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o400)).unwrap();
+        ModelShare::open(path).unwrap();
+    }
+    assert!(!remains.exists());
 }
 
 #[test]
@@ -42,7 +63,8 @@ fn a_cut_or_altered_file_is_refused_wherever_it_was_touched() {
     ModelShare::open(&path).unwrap();
     let refused = |bytes: &[u8], what: &str| {
         let other = dir.path().join("touched.tercet");
-        fs::write(&other, bytes).unwrap();
+        let _ = fs::remove_file(&other);
+        secret_file::write_new(&other, bytes).unwrap();
         let error = ModelShare::open(&other).expect_err(what).to_string();
         assert!(error.contains("touched.tercet"), "{what}: {error} does not name the file");
     };

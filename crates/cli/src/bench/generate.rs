@@ -191,13 +191,13 @@ async fn measure(args: &Args, shapes: &[Shape]) -> Result<Vec<Case>> {
     let bar = bar(shapes.len() as u64, "measuring", false);
     let mut cases: Vec<Case> = Vec::new();
     for (shape, prompts) in shapes.iter().zip(&prompts) {
-        bar.set_message(shape.to_string());
+        bar.show(shape);
         let alone = cases.iter().find(|case| (case.rows, case.sessions) == (shape.rows, 1));
         let case = run.case(*shape, prompts, alone.map(|case| case.tokens.as_slice())).await?;
         cases.push(case);
         bar.inc(1);
     }
-    bar.finish_and_clear();
+    bar.clear();
     client.close().await;
     Ok(cases)
 }

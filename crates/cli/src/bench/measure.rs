@@ -197,7 +197,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
     let processes = [Process::Own, Process::Other(p0), Process::Other(p1), Process::Other(p2)];
     let runs = repeats.runs.max(1);
     let bar = bar((repeats.warmup + runs) as u64, "measuring", false);
-    bar.set_message(key.to_string());
+    bar.show(&key);
     for _ in 0..repeats.warmup {
         ask(client, &key, &asked, false).await?;
         bar.inc(1);
@@ -225,7 +225,7 @@ async fn case(client: &Client, nodes: &[u32], question: Question, repeats: Repea
         let (_, usage) = ask(client, &key, &asked, true).await?;
         layers.add(&usage.profiles.context("the nodes gave no profile")?);
     }
-    bar.finish_and_clear();
+    bar.clear();
     let each = |total: u64| total / runs as u64;
     let mut wire_bytes = [[0; 3]; 3];
     for (mean, (from, to)) in

@@ -17,12 +17,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tercet_engine::{Manifest, ModelNumerics, ModelShare, Profile, StoreError, share_path};
 use tercet_model::{Model, OracleInput, Ranges, calibration_inputs};
-use tercet_net::PartyId;
+use tercet_net::{PartyId, secret_file};
 
 use super::catalogue::{Entry, Origin};
 use super::weights;
 use crate::public::Public;
-use crate::screen::hex;
+use crate::screen::{hex, note};
 use crate::{fetch, owner};
 
 /// A model between three folders.
@@ -42,7 +42,7 @@ impl Stock {
     /// The model was not fetched; it has no headroom in this profile; the file system's own.
     pub(crate) fn of(entry: &Entry, profile: Profile, public: Public) -> Result<Self> {
         let root = fetch::cache()?.join("bench");
-        fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+        secret_file::create_folder(&root).with_context(|| format!("cannot make {}", root.display()))?;
         // Of two measurements that begin at once, the second finds what the first has made.
         let lock = File::create(root.join(".lock")).context("cannot write to the cache")?;
         lock.lock().context("cannot lock the cache")?;
@@ -67,7 +67,7 @@ impl Stock {
             Some(manifest) => manifest,
             None => {
                 remove(&of_model)?;
-                eprintln!("sharing {} in profile {profile}; it is kept for the next time …", entry.name);
+                note(format_args!("sharing {} in profile {profile}; it is kept for the next time …", entry.name));
                 owner::share(&model, entry.name, numerics, &at)?;
                 open(PartyId::P1)?.manifest().clone()
             }

@@ -61,7 +61,7 @@ fn write(shape: &Shape, dir: &Path) -> io::Result<()> {
         draw(tensor, |value| out.write_all(&bf16(value).to_le_bytes()))?;
         bar.inc(1);
     }
-    bar.finish_and_clear();
+    bar.clear();
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::write(dir.join(MARK.0), MARK.1)
 }

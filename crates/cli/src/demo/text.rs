@@ -31,10 +31,13 @@ pub(super) async fn show(args: &Args, dir: &Path, prompt: &str) -> Result<()> {
         say("a client has a text go on; no node sees a word of it\n");
     }
     piece(prompt);
-    let generated = go_on(&client, stage.name, prompt, &options, piece).await?;
+    let mut generated = go_on(&client, stage.name, prompt, &options, piece).await?;
+    if let Some(error) = generated.error.take() {
+        return Err(error.into());
+    }
     client.close().await;
     let plain = Plain::beside(&stage.model, prompt, &generated)?;
-    let Generated { text, ids, usage } = generated;
+    let Generated { text, ids, usage, .. } = generated;
     if args.json {
         return say_json(&json!({
             "model": "gpt", "profile": args.profile, "prompt": prompt, "text": text, "ids": ids,

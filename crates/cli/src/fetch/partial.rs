@@ -4,8 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
+
+use crate::screen::Bar;
 
 const CHUNK_BYTES: usize = 1 << 16;
 
@@ -110,7 +111,7 @@ impl<'a> Partial<'a> {
 
     /// Appends all of `from`, verifies, and gives the file its name. What does not verify is removed; what broke off
     /// is kept for the next run.
-    pub(super) fn fill(mut self, mut from: impl Read, progress: &ProgressBar) -> Result<(), Broken> {
+    pub(super) fn fill(mut self, mut from: impl Read, progress: &Bar) -> Result<(), Broken> {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             let n = match from.read(&mut chunk) {

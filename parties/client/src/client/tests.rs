@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::fixture;
 
+mod dying;
 mod generating;
 
 /// What a node answers to a message; no answer at all where there is none.
@@ -27,7 +28,18 @@ struct Nodes {
 }
 
 impl Nodes {
+    /// Nodes that follow a script, and show that they live.
     fn start(script: impl Fn(PartyId, ClientMessage) -> Option<Vec<NodeMessage>> + Send + Sync + 'static) -> Self {
+        Self::with_signs_of_life(move |party, message| match message {
+            ClientMessage::Models => Some(vec![NodeMessage::Models(Vec::new())]),
+            message => script(party, message),
+        })
+    }
+
+    /// The same, where the script also says who shows that it lives.
+    fn with_signs_of_life(
+        script: impl Fn(PartyId, ClientMessage) -> Option<Vec<NodeMessage>> + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = PartyId::ALL.map(|party| {
             let identity = Identity::generate().unwrap();
@@ -55,12 +67,17 @@ impl Nodes {
         Client::connect(change(ClientConfig { profile: LinkProfile::Loopback, ..config })).await
     }
 
+    /// Ends a node: its connections break, and nobody answers at its place.
+    async fn stop(&self, party: PartyId) {
+        self.accepting[party.index()].abort();
+        self.endpoints[party.index()].shutdown("it dies").await;
+    }
+
     /// Stops a node and starts it again at the same place.
     async fn restart(&mut self, party: PartyId) {
         let at = party.index();
         let address = self.endpoints[at].local_address().unwrap();
-        self.accepting[at].abort();
-        self.endpoints[at].shutdown("restart").await;
+        self.stop(party).await;
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         // Lets go of the old one, whose port is free as soon as its last connection has ended.
         (self.endpoints[at], self.accepting[at]) = self.listen(party, any).unwrap();
@@ -113,6 +130,9 @@ async fn serve(connection: Connection, party: PartyId, script: Script) {
                 };
                 let goes_on = matches!(answers.last(), Some(NodeMessage::Step { .. }));
                 for answer in answers {
+                    if matches!(answer, NodeMessage::Table(_)) {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
                     channel.send(&answer).await.unwrap();
                 }
                 if !goes_on {
@@ -328,4 +348,37 @@ async fn a_public_table_comes_in_pieces_and_no_longer_than_it_is() {
     let client = nodes.client().await.unwrap();
     pieces.lock().unwrap()[1].push(0);
     assert!(matches!(client.table(&face).await, Err(Error::Node { .. })));
+    // Byte by byte, each in time, it would take two seconds.
+    *pieces.lock().unwrap() = table.iter().map(|byte| vec![*byte]).collect();
+    let message = encoded(&ClientMessage::Table { model: "small".into() }).unwrap();
+    let late = client.0.links.table(PartyId::P1, message, table.len(), Duration::from_millis(300)).await;
+    assert!(matches!(late, Err(Error::Deadline { waited_ms: 300 })), "{late:?}");
+}
+
+/// The length that a node announces is held to what the question can have as an answer, before anything is kept of it.
+#[tokio::test]
+async fn an_answer_is_no_longer_than_it_can_be() {
+    let nodes = Nodes::with_signs_of_life(|party, message| match message {
+        ClientMessage::Models => {
+            let name = "m".repeat(if party == PartyId::P1 { QUESTION_BYTES } else { 1 });
+            Some(vec![NodeMessage::Models(vec![ModelCard { name, digest: [7; 32], profile: "fast".into() }])])
+        }
+        message => {
+            let mut answer = good(&fixture::images(), 7, party, &message);
+            if let (NodeMessage::Output { share, .. }, PartyId::P2) = (&mut answer, party) {
+                share.planes[0].resize(1 << 15, 0);
+            }
+            Some(vec![answer])
+        }
+    });
+    let client = nodes.client().await.unwrap();
+    let long = [
+        (PartyId::P1, client.models().await.map(drop)),
+        (PartyId::P2, client.classify("small", IMAGES, &Options::default()).await.map(drop)),
+    ];
+    for (liar, answer) in long {
+        let error = answer.unwrap_err();
+        let named = matches!(&error, Error::Node { party, error: NetError::Protocol { .. }, .. } if *party == liar);
+        assert!(named && error.to_string().contains("over the limit"), "{error}");
+    }
 }

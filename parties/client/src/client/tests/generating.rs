@@ -15,7 +15,7 @@ const VOCAB: usize = 5;
 type Heard = Arc<Mutex<Vec<(PartyId, &'static str, u32)>>>;
 
 /// A node's part of `values` under masks 11 and 22.
-fn step(party: PartyId, values: &[u64], ring: u32) -> NodeMessage {
+pub(super) fn step(party: PartyId, values: &[u64], ring: u32) -> NodeMessage {
     let packed = |add: u64, only_mask: bool| {
         let mut out = Vec::new();
         let plane: Vec<u64> = values.iter().map(|v| if only_mask { add } else { v.wrapping_add(add) }).collect();
@@ -37,7 +37,7 @@ fn step(party: PartyId, values: &[u64], ring: u32) -> NodeMessage {
 }
 
 /// Scores of which one token has the highest.
-fn favour(party: PartyId, token: usize) -> NodeMessage {
+pub(super) fn favour(party: PartyId, token: usize) -> NodeMessage {
     let scores: Vec<u64> = (0..VOCAB).map(|at| if at == token { 5 << 10 } else { 1 << 10 }).collect();
     step(party, &scores, 32)
 }
@@ -187,14 +187,23 @@ async fn copies_that_differ_end_a_generation_at_any_step() {
 }
 
 #[tokio::test]
-async fn a_failed_step_is_taken_up_again_where_it_was() {
-    let (nodes, heard) = nodes(&[2, 9, 3, 0], |_, at| (at == 1).then(|| refused(Fault::Nodes)));
+async fn a_failed_prompt_is_sent_again_and_a_failed_step_is_not() {
+    let (nodes, heard) = nodes(&[9, 2, 0], |_, at| (at == 0).then(|| refused(Fault::Nodes)));
     let client = nodes.client().await.unwrap();
     let (text, usage) =
         client.generate("small", "one", &GenerateOptions::default()).await.unwrap().text().await.unwrap();
-    assert_eq!((text.as_str(), usage.retried, usage.new_tokens), (" two three zero", 1, 3));
-    let expected = [("generate", 1), ("next", 1), ("generate", 2), ("next", 1)];
-    assert_eq!(heard_by(&heard, PartyId::P1)[..4], expected);
+    assert_eq!((text.as_str(), usage.retried, usage.new_tokens), (" two zero", 1, 2));
+    assert_eq!(heard_by(&heard, PartyId::P1)[..3], [("generate", 1), ("generate", 1), ("next", 1)]);
+    // With a token out the caller decides: it has the text so far.
+    let (nodes, heard) = super::generating::nodes(&[2, 9], |_, at| (at == 1).then(|| refused(Fault::Nodes)));
+    let client = nodes.client().await.unwrap();
+    let options = GenerateOptions { retries: 100, ..Default::default() };
+    let mut generation = client.generate("small", "one", &options).await.unwrap();
+    let error = generation.text().await.unwrap_err();
+    assert!(matches!(error, Error::Refused { fault: Fault::Nodes, .. }) && error.may_have_run(), "{error}");
+    assert_eq!((generation.text_so_far(), generation.usage().retried), (" two", 0));
+    assert!(generation.next().await.is_none());
+    assert_eq!(heard_by(&heard, PartyId::P1), [("generate", 1), ("next", 1)]);
     // What is the caller's fault is not tried again, and the client is told by whom.
     let (nodes, heard) =
         super::generating::nodes(&[2], |party, _| (party == PartyId::P1).then(|| refused(Fault::Request)));
@@ -206,16 +215,16 @@ async fn a_failed_step_is_taken_up_again_where_it_was() {
 
 #[tokio::test]
 async fn what_a_failed_try_still_holds_is_waited_for() {
-    let (nodes, heard) = nodes(&[2, 9, 9, 9, 3, 0], |_, at| match at {
-        1 => Some(refused(Fault::Nodes)),
-        2 | 3 => Some(refused(Fault::Busy)),
+    let (nodes, heard) = nodes(&[9, 9, 9, 2, 3, 0], |_, at| match at {
+        0 => Some(refused(Fault::Nodes)),
+        1 | 2 => Some(refused(Fault::Busy)),
         _ => None,
     });
     let client = nodes.client().await.unwrap();
     let options = GenerateOptions { retries: 1, ..Default::default() };
     let (text, usage) = client.generate("small", "one", &options).await.unwrap().text().await.unwrap();
     assert_eq!((text.as_str(), usage.retried, usage.new_tokens), (" two three zero", 1, 3));
-    let expected = [("generate", 1), ("next", 1), ("generate", 2), ("generate", 2), ("generate", 2), ("next", 1)];
+    let expected = [("generate", 1), ("generate", 1), ("generate", 1), ("generate", 1), ("next", 1), ("next", 1)];
     assert_eq!(heard_by(&heard, PartyId::P1)[..6], expected);
     // The nodes are full of others' texts: nothing is waited for, and not beyond the deadline.
     for (failing, tries, deadline) in [(0, 1..2, 60_000), (1, 2..9, 1000)] {
@@ -302,7 +311,6 @@ async fn more_generations_than_there_are_places_wait_for_their_turn() {
         let (counted, answering) = (begun.clone(), going.clone());
         let nodes = Nodes::start(move |party, message| match message {
             ClientMessage::Manifest { .. } => Some(vec![fixture::answer(&fixture::decoder(32), 7)]),
-            ClientMessage::Models => Some(vec![NodeMessage::Models(Vec::new())]),
             ClientMessage::Generate { .. } => {
                 counted.fetch_add(usize::from(party == PartyId::P0), Ordering::SeqCst);
                 answering.load(Ordering::SeqCst).then(|| vec![favour(party, 0)])
