@@ -261,7 +261,8 @@ async fn path(findings: &mut Findings, connection: &Connection, party: PartyId, 
     tokio::time::sleep(MOMENT).await;
     let (carried, expected) = (connection.datagram_bytes().unwrap_or(0), profile.datagram_bytes());
     if carried < expected {
-        let said = format!("datagrams of {carried} bytes; profile {profile} expects {expected}: lan1500 or wan may be right");
+        let said =
+            format!("datagrams of {carried} bytes; profile {profile} expects {expected}: lan1500 or wan may be right");
         findings.add(format!("path to {party}"), Verdict::Doubtful, said);
     }
 }
@@ -275,7 +276,8 @@ fn client(findings: &mut Findings, path: &Path) -> Result<()> {
     let second = open()?;
     runtime()?.block_on(async {
         let keys = config.nodes.each_ref().map(|node| Some(node.key));
-        let endpoint = EndpointConfig { profile: config.profile, ..EndpointConfig::client(config.identity, keys) };
+        let profile = config.profile;
+        let endpoint = EndpointConfig { profile, ..EndpointConfig::client(config.identity, keys) };
         let endpoint = Endpoint::bind(EndpointConfig { connect_deadline: PATIENCE, ..endpoint })?;
         let mut all = true;
         for (party, node) in PartyId::ALL.into_iter().zip(&config.nodes) {

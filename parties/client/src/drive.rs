@@ -344,8 +344,7 @@ impl Channels {
                 open::limit_bytes(rows * face.interface().output_width, face.interface().output_ring, false)
             }
         };
-        let messages =
-            [message(PartyId::P0, s0, n0)?, message(PartyId::P1, s1, n1)?, message(PartyId::P2, s2, n2)?];
+        let messages = [message(PartyId::P0, s0, n0)?, message(PartyId::P1, s1, n1)?, message(PartyId::P2, s2, n2)?];
         usage.sent.iter_mut().zip(&messages).for_each(|(sent, message)| *sent += message.len() as u64);
         let ask = |party: PartyId, message: Bytes| async move {
             let opened = async {

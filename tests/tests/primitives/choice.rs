@@ -165,7 +165,8 @@ fn the_largest_temperature_leaves_room_for_scores() {
     let (rows, width) = (400, 40);
     for (compare_frac, compare_ring) in [(8, 18), (10, 24), (10, 20)] {
         let edge = (1i64 << (compare_ring - 3)) - 1;
-        let values: Vec<i64> = (0..rows * width).map(|i| [edge, -edge, edge - 7, 0, -edge][(i * i + i / 11) % 5]).collect();
+        let values: Vec<i64> =
+            (0..rows * width).map(|i| [edge, -edge, edge - 7, 0, -edge][(i * i + i / 11) % 5]).collect();
         let x = share::<u64>(&values, &[rows, width], compare_ring, 31);
         let spec = spec(width, compare_frac, compare_ring);
         let hottest = hottest(compare_ring, compare_frac);

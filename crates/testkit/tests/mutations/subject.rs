@@ -15,9 +15,9 @@ use tercet_engine::{
 use tercet_helper::plane::{Masks, Plane};
 use tercet_helper::suite::{Stored, Weights};
 use tercet_model::{Gate, Interface, Model, RowInput, calibrate, calibration_inputs};
-use tercet_net::{InputShare, PartyId, memory_world};
-use tercet_ring::{Element, Pool, Prg, Seed, dpf, pack};
-use tercet_testkit::sharing::share_index;
+use tercet_net::{InputShare, PartyId, Stream, memory_world};
+use tercet_ring::{Element, Pool, Prg, Seed, dpf, pack, sharing};
+use tercet_testkit::lookup::Lookup;
 
 /// Memory of a session that is run here; a node has its own bound.
 const MOST_BYTES: u64 = 512 << 20;
@@ -161,7 +161,8 @@ fn generate<W: Weights>(
     if rows == manifest.graph.max_rows() {
         return Ok(());
     }
-    let (sequence, _) = done.pop().ok_or_else(|| Error::Misuse("a step gives its sequence back".into()))?;
+    let given = done.pop().flatten();
+    let (sequence, _) = given.ok_or_else(|| Error::Misuse("a step gives its sequence back".into()))?;
     let member = Member { sequence, input: StepInput::Chosen, noise: noise() };
     let shape = StepShape { layout: Layout::decode(&[rows]), reentry: true, ..shape.clone() };
     execute_step(session, manifest, weights, vec![member], &shape).map(|_| ())
@@ -204,16 +205,21 @@ fn inputs(interface: &Interface, batch: usize, rows: usize, decoder: bool, seeds
         out
     };
     let mut keys: [[Vec<u8>; 2]; 3] = Default::default();
-    let width = match interface.rows {
-        RowInput::Matrix { width, .. } => width,
+    let rows_masked = match interface.rows {
+        RowInput::Matrix { width, .. } => packed(2, count * width, interface.wide),
         RowInput::Lookup { domain_bits, entries } => {
+            let mut signs = Vec::new();
             for at in 0..count {
-                let (own, _) = share_index(domain_bits, at % entries);
-                for (keys, key) in keys.iter_mut().flatten().zip(own.iter().flatten()) {
+                let own = Lookup::new(domain_bits, at % entries);
+                for (keys, key) in keys.iter_mut().flatten().zip(own.keys.iter().flatten()) {
                     keys.extend(key.iter().flat_map(dpf::Key::to_bytes));
                 }
+                signs.extend(own.signs.map(|sign| sign as u64));
             }
-            tercet_helper::lookup::PAIRS
+            let masked = sharing::split(&signs, first, second, Stream::Rows as u64);
+            let mut out = Vec::new();
+            pack::pack(&masked, tercet_helper::lookup::SIGN_RING, &mut out);
+            out
         }
     };
     let mut streams = Vec::new();
@@ -221,7 +227,7 @@ fn inputs(interface: &Interface, batch: usize, rows: usize, decoder: bool, seeds
         streams.push(packed(0, count, interface.score_ring));
         streams.push(packed(1, count, interface.wide));
     }
-    streams.push(packed(2, count * width, interface.wide));
+    streams.push(rows_masked);
     let mut keys = keys.into_iter();
     PartyId::ALL.map(|party| InputShare {
         batch: batch as u32,
