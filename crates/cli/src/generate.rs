@@ -14,12 +14,14 @@ use crate::screen::{bytes, note, say, say_json, say_piece, start_log, time};
 ///
 /// How tokens are chosen is up to the model's makers (generation_config.json) where no option says otherwise.
 ///
-/// The text goes to the standard output as it comes. On a terminal its control characters are shown, as \u001b; a file or a
-/// program gets it as it is. When a node fails, the text so far stays, the error names the node, and the exit code is 1.
+/// The text goes to the standard output as it comes. On a terminal its control characters are
+/// shown, as \u001b; a file or a program gets it as it is. When a node fails, the text so far
+/// stays, the error names the node, and the exit code is 1.
 ///
-/// Two runs of one prompt may differ, also at --temperature 0, because scores carry a small random error of fixed-point
-/// arithmetic. In a model that was shared in profile `fast` another token may win wherever the two best scores are closer
-/// than this error. In `precise` the error is about a thousand times smaller, so that only near ties remain.
+/// Two runs of one prompt may differ, also at --temperature 0, because scores carry a small random
+/// error of fixed-point arithmetic. In a model that was shared in profile `fast` another token may
+/// win wherever the two best scores are closer than this error. In `precise` the error is about a
+/// thousand times smaller, so that only near ties remain.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -1,10 +1,10 @@
-//! Lines, tables, units and progress bars for people; JSON for programs. Nothing else in the command writes to the
-//! standard output or the standard error output.
+//! Lines, tables, units and progress bars for people; JSON for programs. Nothing else in the
+//! command writes to the standard output or the standard error output.
 //!
-//! Names, reasons, labels and texts come from nodes and models, which may be malicious, and a terminal obeys escape
-//! sequences. So whatever is printed passes [`Clean`], which shows control characters as `\u001b`: in JSON this is the
-//! same string. There is one exception: a generated text whose reader is not a terminal but a file or a program gets it
-//! as it is.
+//! Names, reasons, labels and texts come from nodes and models, which may be malicious, and a
+//! terminal obeys escape sequences. So whatever is printed passes [`Clean`], which shows control
+//! characters as `\u001b`: in JSON this is the same string. There is one exception: a generated
+//! text whose reader is not a terminal but a file or a program gets it as it is.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
@@ -26,7 +26,8 @@ pub(crate) fn note(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{}", Clean(line));
 }
 
-/// Prints a piece of a generated text at once: clean on a terminal, as it is to a file or a program.
+/// Prints a piece of a generated text at once: clean on a terminal, as it is to a file or a
+/// program.
 pub(crate) fn say_piece(piece: &str) {
     let mut out = io::stdout().lock();
     let written = match out.is_terminal() {
@@ -36,8 +37,8 @@ pub(crate) fn say_piece(piece: &str) {
     let _ = written.and_then(|()| out.flush());
 }
 
-/// A text as it may be shown: lines and tabs stay; other control characters, and those that turn the direction of
-/// writing, become visible.
+/// A text as it may be shown: lines and tabs stay; other control characters, and those that turn
+/// the direction of writing, become visible.
 struct Clean<T>(T);
 
 impl<T: Display> Display for Clean<T> {
@@ -137,7 +138,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A bar on the standard error output over some number of things or bytes; invisible where that is not a terminal.
+/// A bar on the standard error output over some number of things or bytes; invisible where that is
+/// not a terminal.
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {

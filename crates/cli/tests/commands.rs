@@ -150,7 +150,8 @@ fn the_demonstration_agrees_with_the_plain_model_and_leaves_usable_files() {
 fn a_share_that_finds_no_room_leaves_no_file_behind() {
     let dir = tempfile::tempdir().unwrap();
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/digits/model");
-    // A limit on the size of files stands for the full disk: 64 blocks, less than the share of an evaluator.
+    // A limit on the size of files stands for the full disk: 64 blocks, less than the share of an
+    // evaluator.
     let limited = "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"";
     let output = Command::new("sh")
         .args(["-c", limited, env!("CARGO_BIN_EXE_tercet"), "share"])
@@ -167,7 +168,8 @@ fn a_share_that_finds_no_room_leaves_no_file_behind() {
     }
 }
 
-/// Nobody else may read what is in a folder, or enter the folders in it; the shipped model among them is public.
+/// Nobody else may read what is in a folder, or enter the folders in it; the shipped model among
+/// them is public.
 fn only_for_its_owner(folder: &Path) {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     for entry in entries.filter(|entry| entry.file_name() != "model") {

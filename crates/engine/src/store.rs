@@ -270,8 +270,8 @@ impl PlaneAt {
     }
 }
 
-/// Writes a share file, which its owner alone can read, under a temporary name. This is removed unless the file is
-/// completed and published.
+/// Writes a share file, which its owner alone can read, under a temporary name. This is removed
+/// unless the file is completed and published.
 pub(crate) struct StoreWriter {
     path: PathBuf,
     temporary: PathBuf,

@@ -45,7 +45,8 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// The bytes of a message that holds seeds or keys: wiped when they are dropped, and so is what they outgrew on the way.
+/// The bytes of a message that holds seeds or keys: wiped when they are dropped, and so is what
+/// they outgrew on the way.
 pub fn encode_secret<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, CodecError> {
     let mut out = Wiped::default();
     bincode::serde::encode_into_writer(message, &mut out, configuration())

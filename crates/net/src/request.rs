@@ -95,7 +95,8 @@ pub enum TokenChoice {
     },
 }
 
-/// Where the noise of sampled choices grows from: P0's alone to know, beside the client. It is wiped when it is dropped.
+/// Where the noise of sampled choices grows from: P0's alone to know, beside the client. It is
+/// wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoiseSeed(pub [u8; 32]);
 

@@ -1,7 +1,7 @@
 //! Files that their owner alone may read: keys, shares of models, and what lies beside them.
 //!
-//! A file gets its mode when it is created, never afterwards, so that nobody can open it in between. Where the system
-//! knows no modes, files get those of their folder.
+//! A file gets its mode when it is created, never afterwards, so that nobody can open it in
+//! between. Where the system knows no modes, files get those of their folder.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -21,7 +21,8 @@ pub enum OpenError {
     },
 }
 
-/// Creates a file that its owner alone may read and write (mode 0600). It never opens a file that is there already.
+/// Creates a file that its owner alone may read and write (mode 0600). It never opens a file that
+/// is there already.
 ///
 /// # Errors
 /// A file of this name exists; the operating system's own.
@@ -43,8 +44,8 @@ pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Creates a folder that its owner alone may enter (mode 0700), and so its parents where they are missing. A folder that
-/// exists stays as it is.
+/// Creates a folder that its owner alone may enter (mode 0700), and so its parents where they are
+/// missing. A folder that exists stays as it is.
 ///
 /// # Errors
 /// The operating system's own.

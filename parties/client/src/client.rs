@@ -46,8 +46,9 @@ pub struct ClientConfig {
     pub nodes: [NodeAddress; 3],
     /// The kind of network to the nodes.
     pub profile: LinkProfile,
-    /// How long a connection may take to be established, and so how long a dead node goes unnoticed while it is dialled.
-    /// A new configuration has 1.5 s; more suits links with round trips beyond 200 ms.
+    /// How long a connection may take to be established, and so how long a dead node goes unnoticed
+    /// while it is dialled. A new configuration has 1.5 s; more suits links with round trips beyond
+    /// 200 ms.
     pub connect_deadline: Duration,
     /// Whether models with a public gate may be asked: mixtures of experts whose **nodes learn, in every layer, which experts each
     /// token goes to**, which says something of the text. Their owner decides that they are such models, and this client whether to

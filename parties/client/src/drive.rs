@@ -362,7 +362,8 @@ impl Channels {
         Ok(Channels { client: client.clone(), to, limit, _place: place })
     }
 
-    /// The three shares of the next answer, after the row that leads to it, where the nodes wait for one.
+    /// The three shares of the next answer, after the row that leads to it, where the nodes wait
+    /// for one.
     async fn step(
         &mut self,
         row: Option<[InputShare; 3]>,

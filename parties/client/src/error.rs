@@ -4,7 +4,8 @@ use tercet_net::{Fault, NetError, PartyId};
 
 /// Why there is no answer. No error carries anything of an input or an output.
 ///
-/// When a node dies, the error names it as soon as its connection counts as lost, and 300 ms later at most.
+/// When a node dies, the error names it as soon as its connection counts as lost, and 300 ms later
+/// at most.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// An input is not one that the model takes: the caller is at fault.
@@ -25,7 +26,8 @@ pub enum Error {
         party: PartyId,
         /// What failed.
         error: NetError,
-        /// Whether there was a connection: without one the node cannot have got its part of the request.
+        /// Whether there was a connection: without one the node cannot have got its part of the
+        /// request.
         connected: bool,
     },
     /// A node did not serve the request.
@@ -77,8 +79,8 @@ impl Error {
         Self::Node { party, error, connected: true }
     }
 
-    /// Whether the nodes may have computed the request, or a part of it. They have not where all three could not get their
-    /// part, or where one of them refused before it began.
+    /// Whether the nodes may have computed the request, or a part of it. They have not where all
+    /// three could not get their part, or where one of them refused before it began.
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Input { .. } | Self::Misuse(_) => false,

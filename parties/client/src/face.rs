@@ -12,7 +12,8 @@ use crate::Error;
 /// Columns, rows and labels beyond this are no model's.
 const LARGEST_SIDE: usize = 1 << 24;
 
-/// Elements of a public table beyond this are no model's: eight times those of the largest that are known.
+/// Elements of a public table beyond this are no model's: eight times those of the largest that are
+/// known.
 const LARGEST_TABLE: usize = 1 << 33;
 
 /// The public face of a model on the nodes.

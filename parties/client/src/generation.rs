@@ -11,9 +11,10 @@ use crate::{Error, Sampling};
 
 /// How a text is generated. [`GenerateOptions::default`] takes up to 128 tokens, each the likeliest, chosen here.
 ///
-/// Two runs of one prompt may differ, also at temperature 0, because scores carry a small random error of fixed-point
-/// arithmetic. In a model that was shared in profile `fast` another token may win wherever the two best scores are closer
-/// than this error. In `precise` the error is about a thousand times smaller, so that only near ties remain.
+/// Two runs of one prompt may differ, also at temperature 0, because scores carry a small random
+/// error of fixed-point arithmetic. In a model that was shared in profile `fast` another token may
+/// win wherever the two best scores are closer than this error. In `precise` the error is about a
+/// thousand times smaller, so that only near ties remain.
 #[derive(Clone, PartialEq)]
 pub struct GenerateOptions {
     /// New tokens at most; fewer where the model's context ends before.
@@ -30,9 +31,10 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// How long all of it may take.
     pub deadline: Duration,
-    /// How often a generation that a lost connection or a failing node has ended before its first token is begun anew, under a
-    /// new number and fresh masks. This happens only where all three nodes answer within 300 ms of the failure. While the nodes
-    /// still hold what it had before, it waits. After the first token the caller decides: it has the text so far.
+    /// How often a generation that a lost connection or a failing node has ended before its first
+    /// token is begun anew, under a new number and fresh masks. This happens only where all three
+    /// nodes answer within 300 ms of the failure. While the nodes still hold what it had before, it
+    /// waits. After the first token the caller decides: it has the text so far.
     pub retries: u32,
 }
 
@@ -223,7 +225,8 @@ impl Generation {
     /// The whole text from here on.
     ///
     /// # Errors
-    /// The cause that ends the generation before its end; [`Generation::text_so_far`] has the text up to there.
+    /// The cause that ends the generation before its end; [`Generation::text_so_far`] has the text
+    /// up to there.
     pub async fn text(&mut self) -> Result<(String, GenerationUsage), Error> {
         let from = self.read.len();
         while let Some(token) = self.next().await {

@@ -94,8 +94,8 @@ impl Links {
         }
     }
 
-    /// Sends an encoded message on a channel of its own and waits for the answer, of at most `limit` bytes. Dropped before it
-    /// is there, it shows the node that the client has left.
+    /// Sends an encoded message on a channel of its own and waits for the answer, of at most
+    /// `limit` bytes. Dropped before it is there, it shows the node that the client has left.
     pub(crate) async fn ask(
         &self,
         party: PartyId,
@@ -123,8 +123,8 @@ impl Links {
         }
     }
 
-    /// Fetches a public table of `expected` bytes, which comes in pieces: within `deadline` and what its length takes at the
-    /// slowest, however small the pieces are.
+    /// Fetches a public table of `expected` bytes, which comes in pieces: within `deadline` and
+    /// what its length takes at the slowest, however small the pieces are.
     pub(crate) async fn table(
         &self,
         party: PartyId,
@@ -166,8 +166,8 @@ impl Links {
         Ok(table)
     }
 
-    /// The first node that does not answer a question within `patience`, and how it failed. A node that is not connected
-    /// is dialled for it.
+    /// The first node that does not answer a question within `patience`, and how it failed. A node
+    /// that is not connected is dialled for it.
     pub(crate) async fn absent(&self, patience: Duration) -> Option<Error> {
         let message = encoded(&ClientMessage::Models).ok()?;
         let asked = trio::each([(); 3], |party, ()| {
@@ -206,7 +206,8 @@ async fn place(places: &Arc<Semaphore>, patience: Duration) -> Result<Place, Err
     }
 }
 
-/// A message as it is sent. It may hold seeds and keys: it is wiped as soon as the link needs it no more.
+/// A message as it is sent. It may hold seeds and keys: it is wiped as soon as the link needs it no
+/// more.
 pub(crate) fn encoded(message: &ClientMessage) -> Result<Bytes, Error> {
     let bytes = codec::encode_secret(message).map_err(|error| Error::Misuse(error.to_string()))?;
     Ok(Bytes::from_owner(bytes))

@@ -9,10 +9,12 @@ use zeroize::Zeroizing;
 use crate::drive::decoder;
 use crate::{Error, ModelFace};
 
-/// Bytes that an answer has beside its planes and its profile, at most: costs, or the reason of a refusal.
+/// Bytes that an answer has beside its planes and its profile, at most: costs, or the reason of a
+/// refusal.
 const ENVELOPE_BYTES: usize = 16 << 10;
 
-/// The longest message that a node can have reason to answer with, in bytes: two planes of so many values, and its profile.
+/// The longest message that a node can have reason to answer with, in bytes: two planes of so many
+/// values, and its profile.
 pub(crate) fn limit_bytes(values: usize, ring: u32, profile: bool) -> usize {
     let planes = 2 * pack::packed_len(values, ring);
     // An entry has about thirty numbers beside its name.

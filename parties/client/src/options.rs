@@ -4,9 +4,9 @@ use std::time::Duration;
 
 /// How a request is made. [`Options::default`] refuses long texts and pads nothing beyond the longest of a batch.
 ///
-/// Two answers to one request differ by a small random error of fixed-point arithmetic. In a model that was shared in
-/// profile `precise` it is far smaller than in `fast`. A class changes only where its two best scores are closer than the
-/// error.
+/// Two answers to one request differ by a small random error of fixed-point arithmetic. In a model
+/// that was shared in profile `precise` it is far smaller than in `fast`. A class changes only
+/// where its two best scores are closer than the error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Cut a text that is too long instead of refusing it.
@@ -18,8 +18,9 @@ pub struct Options {
     pub bucket: Option<usize>,
     /// Inputs in one request at most; longer lists become several requests that run side by side.
     pub max_batch: usize,
-    /// How often a request that a lost connection or a failing node has ended is made anew, under a new id and fresh masks.
-    /// This happens only where all three nodes answer within 300 ms of the failure; a dead node is an error at once.
+    /// How often a request that a lost connection or a failing node has ended is made anew, under a
+    /// new id and fresh masks. This happens only where all three nodes answer within 300 ms of the
+    /// failure; a dead node is an error at once.
     pub retries: u32,
     /// Ask each node where the time of the session went: [`crate::RequestUsage::profiles`]. The nodes measure in any case, so
     /// this costs the bytes of the answer alone, some 200 kB for a model of twelve layers.

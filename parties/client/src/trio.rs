@@ -1,4 +1,5 @@
-//! Work at all three nodes at once. The first failure is decisive: it ends the wait for the other two after a moment.
+//! Work at all three nodes at once. The first failure is decisive: it ends the wait for the other
+//! two after a moment.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,15 +10,16 @@ use tokio::sync::watch;
 use crate::Error;
 use crate::links::Links;
 
-/// How long the other nodes may take to report once one has failed, because the cause often comes second; and how long
-/// each node may take to show that it lives, in the same moment.
+/// How long the other nodes may take to report once one has failed, because the cause often comes
+/// second; and how long each node may take to show that it lives, in the same moment.
 pub(crate) const GRACE: Duration = Duration::from_millis(300);
 
 /// Why there is no answer, and whether to ask again.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    /// Whether a fresh request may well succeed: the failure may pass, and all three nodes answered in the moment after it.
+    /// Whether a fresh request may well succeed: the failure may pass, and all three nodes answered
+    /// in the moment after it.
     pub(crate) again: bool,
 }
 
@@ -36,8 +38,9 @@ enum Alarm {
     Passing,
 }
 
-/// The results of all three parts. When one fails, the others are given [`GRACE`] to say more about the cause, and where the
-/// failure may pass the nodes are asked at the same time whether they live. A node that does not is named.
+/// The results of all three parts. When one fails, the others are given [`GRACE`] to say more about
+/// the cause, and where the failure may pass the nodes are asked at the same time whether they
+/// live. A node that does not is named.
 pub(crate) async fn all<T>(
     links: &Links,
     parts: [impl Future<Output = Result<T, Error>>; 3],
@@ -82,7 +85,8 @@ pub(crate) async fn all<T>(
     })
 }
 
-/// A part that warns the others where it fails, and ends soon after another one has: then there is no result.
+/// A part that warns the others where it fails, and ends soon after another one has: then there is
+/// no result.
 async fn heed<T>(
     part: impl Future<Output = Result<T, Error>>,
     alarm: &watch::Sender<Alarm>,

@@ -355,7 +355,8 @@ async fn a_public_table_comes_in_pieces_and_no_longer_than_it_is() {
     assert!(matches!(late, Err(Error::Deadline { waited_ms: 300 })), "{late:?}");
 }
 
-/// The length that a node announces is held to what the question can have as an answer, before anything is kept of it.
+/// The length that a node announces is held to what the question can have as an answer, before
+/// anything is kept of it.
 #[tokio::test]
 async fn an_answer_is_no_longer_than_it_can_be() {
     let nodes = Nodes::with_signs_of_life(|party, message| match message {

@@ -12,8 +12,8 @@ use crate::GenerateOptions;
 /// How soon a dead node is to be named, from the moment in which its connection breaks.
 const SOON: Duration = Duration::from_secs(2);
 
-/// Nodes of a model that generates. They give `steps` tokens and then wait for each other; the receiver hears when P2 waits. The
-/// counter has how often P1 was asked to generate.
+/// Nodes of a model that generates. They give `steps` tokens and then wait for each other; the
+/// receiver hears when P2 waits. The counter has how often P1 was asked to generate.
 fn waiting_after(steps: usize) -> (Nodes, UnboundedReceiver<()>, Arc<AtomicUsize>) {
     let (waits, waiting) = unbounded_channel();
     let (asked, counts) = (Arc::new(AtomicUsize::new(0)), Mutex::new([0; 3]));
