@@ -130,10 +130,8 @@ fn collect(subject: usize, value: &Value, path: &mut Vec<Step>, field: &str, fie
                 path.pop();
             }
         }
-        Value::Bool(_) | Value::Number(_) => {
-            if !matches!(field, "/sharing_id/*" | "/tokenizer/*") {
-                fields.entry(field.to_owned()).or_default().push((subject, path.clone()));
-            }
+        Value::Bool(_) | Value::Number(_) if !matches!(field, "/sharing_id/*" | "/tokenizer/*") => {
+            fields.entry(field.to_owned()).or_default().push((subject, path.clone()));
         }
         _ => {}
     }
