@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::link::{WireBytes, unwelcome};
 use crate::mailbox::clean_reason;
-use crate::quic::{PARTY_STREAMS_AT_ONCE, STREAM_WINDOW_BYTES, STREAMS_AT_ONCE, UNREAD_BYTES};
+use crate::quic::{CLIENT_UNREAD_BYTES, PARTY_STREAMS_AT_ONCE, STREAM_WINDOW_BYTES, STREAMS_AT_ONCE};
 use crate::tcp::Counters;
 use crate::{NetError, PublicKey};
 
@@ -26,6 +27,15 @@ const WINDOW_BYTES: usize = STREAM_WINDOW_BYTES as usize;
 
 /// Bytes of all streams that may wait for the socket.
 const QUEUE_BYTES: usize = 4 << 20;
+
+/// Frames without bytes of a stream that may wait for the socket before the peer is read no further: it causes them.
+const CONTROL_FRAMES: usize = 4096;
+
+/// Pieces that have arrived and wait to be read, however short they are.
+const UNREAD_PIECES: usize = 1 << 14;
+
+/// How long a peer may take nothing of what is written to it.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Payloads up to this many bytes share a write with their neighbours.
 const COALESCE_BYTES: usize = 16 << 10;
@@ -84,8 +94,10 @@ struct Shared {
     /// Room, in bytes, between the streams and the socket.
     room: Semaphore,
     streams: Mutex<Streams>,
-    /// Some of what had arrived was read.
+    /// Some of what had arrived was read, or written of what waited.
     read: Notify,
+    /// Frames without bytes of a stream that wait for the socket.
+    control: AtomicUsize,
     ended: watch::Sender<Option<NetError>>,
 }
 
@@ -97,9 +109,16 @@ struct Streams {
     wide: bool,
     /// Bytes that have arrived and are not read.
     unread: usize,
+    /// Pieces in which they came.
+    unread_pieces: usize,
 }
 
 impl Streams {
+    /// Whether as much waits unread as may.
+    fn is_full(&self) -> bool {
+        !self.wide && (self.unread > CLIENT_UNREAD_BYTES as usize || self.unread_pieces > UNREAD_PIECES)
+    }
+
     fn at_once(&self) -> usize {
         if self.wide { PARTY_STREAMS_AT_ONCE as usize } else { STREAMS_AT_ONCE as usize }
     }
@@ -138,13 +157,15 @@ impl Mux {
                 last_theirs: 0,
                 wide: false,
                 unread: 0,
+                unread_pieces: 0,
             }),
             read: Notify::new(),
+            control: AtomicUsize::new(0),
             ended: watch::Sender::new(None),
         });
         let (reading, writing) = tokio::io::split(socket);
         tokio::spawn(read_loop(reading, shared.clone(), accepts, alive.1));
-        tokio::spawn(write_loop(writing, shared.clone(), queue, alive));
+        tokio::spawn(write_loop(writing, shared.clone(), queue, alive.0));
         Self { shared, below, opened_by_peer: tokio::sync::Mutex::new(opened_by_peer) }
     }
 
@@ -217,8 +238,20 @@ impl Shared {
     }
 
     fn post(&self, stream: u32, kind: Kind, payload: Bytes) {
+        if kind != Kind::Data {
+            self.control.fetch_add(1, Ordering::AcqRel);
+        }
         // The queue is gone only when the connection has ended.
         let _ = self.out.send(Frame { stream, kind, payload });
+    }
+
+    /// A frame has left the queue.
+    fn written(&self, frame: &Frame) {
+        if frame.kind == Kind::Data {
+            self.room.add_permits(frame.payload.len());
+        } else if self.control.fetch_sub(1, Ordering::AcqRel) > CONTROL_FRAMES {
+            self.read.notify_one();
+        }
     }
 
     fn add(self: &Arc<Self>, streams: &mut Streams, id: u32) -> (MuxSend, MuxRecv) {
@@ -245,12 +278,13 @@ impl Shared {
         self.room.close();
     }
 
-    /// So many bytes that had arrived wait no longer.
-    fn take_in(&self, bytes: usize) {
+    /// So many bytes, and pieces, that had arrived wait no longer.
+    fn take_in(&self, bytes: usize, pieces: usize) {
         let mut streams = self.lock();
-        let before = streams.unread;
-        streams.unread = before.saturating_sub(bytes);
-        if before > UNREAD_BYTES as usize {
+        let full = streams.is_full();
+        streams.unread = streams.unread.saturating_sub(bytes);
+        streams.unread_pieces = streams.unread_pieces.saturating_sub(pieces);
+        if full {
             self.read.notify_one();
         }
     }
@@ -258,11 +292,8 @@ impl Shared {
     /// Waits until more may arrive.
     async fn room_to_read(&self) {
         loop {
-            {
-                let streams = self.lock();
-                if streams.wide || streams.unread <= UNREAD_BYTES as usize {
-                    return;
-                }
+            if self.control.load(Ordering::Acquire) <= CONTROL_FRAMES && !self.lock().is_full() {
+                return;
             }
             // `notify_one` leaves a permit when it comes between the check and this line.
             self.read.notified().await;
@@ -354,14 +385,17 @@ impl MuxRecv {
                 return Ok(None);
             }
             match self.arrivals.recv().await {
-                Some(Arrived::Data(bytes)) => self.rest = bytes,
+                Some(Arrived::Data(bytes)) => {
+                    self.shared.take_in(0, 1);
+                    self.rest = bytes;
+                }
                 Some(Arrived::Finish) => self.over = true,
                 Some(Arrived::Reset) => return Err(NetError::lost(&self.shared.peer, "it gave up in the middle")),
                 None => return Err(self.shared.why()),
             }
         }
         let part = self.rest.split_to(self.rest.len().min(most));
-        self.shared.take_in(part.len());
+        self.shared.take_in(part.len(), 0);
         self.read += part.len();
         if self.read >= WINDOW_BYTES / 4 {
             let grant = std::mem::take(&mut self.read);
@@ -385,13 +419,14 @@ impl Drop for MuxRecv {
         streams.settle(self.id);
         drop(streams);
         // Nothing more comes in now; what has come is not read any more.
-        let mut unread = self.rest.len();
+        let (mut unread, mut pieces) = (self.rest.len(), 0);
         while let Ok(arrived) = self.arrivals.try_recv() {
             if let Arrived::Data(bytes) = arrived {
                 unread += bytes.len();
+                pieces += 1;
             }
         }
-        self.shared.take_in(unread);
+        self.shared.take_in(unread, pieces);
         if unfinished {
             self.shared.post(self.id, Kind::Stop, Bytes::new());
         }
@@ -402,17 +437,20 @@ async fn write_loop(
     mut socket: impl AsyncWrite + Unpin,
     shared: Arc<Shared>,
     mut queue: mpsc::UnboundedReceiver<Frame>,
-    (show_life, silence): (Duration, Duration),
+    show_life: Duration,
 ) {
     let mut buffer = BytesMut::with_capacity(2 * CHUNK_BYTES);
     loop {
         let first = tokio::select! {
             frame = queue.recv() => frame,
-            _ = tokio::time::sleep(show_life) => Some(Frame { stream: 0, kind: Kind::Ping, payload: Bytes::new() }),
+            _ = tokio::time::sleep(show_life) => {
+                shared.post(0, Kind::Ping, Bytes::new());
+                continue;
+            }
             () = shared.over() => None,
         };
         let Some(first) = first else { break };
-        let batch = write_batch(&mut socket, &shared, &mut queue, &mut buffer, first, silence);
+        let batch = write_batch(&mut socket, &shared, &mut queue, &mut buffer, first, WRITE_PATIENCE);
         let written = tokio::select! {
             written = batch => written,
             () = shared.over() => break,
@@ -460,9 +498,7 @@ async fn write_batch(
         if alone {
             put(socket, &frame.payload, patience).await?;
         }
-        if frame.kind == Kind::Data {
-            shared.room.add_permits(frame.payload.len());
-        }
+        shared.written(&frame);
         closing |= frame.kind == Kind::Close;
         next = if closing { None } else { queue.try_recv().ok() };
     }
@@ -563,6 +599,7 @@ impl Shared {
                         let bytes = frame.payload.len();
                         if inbox.send(Arrived::Data(frame.payload)).is_ok() {
                             streams.unread += bytes;
+                            streams.unread_pieces += 1;
                         }
                     }
                 }
@@ -599,5 +636,76 @@ pub(crate) fn io_error(peer: &str, error: &io::Error) -> NetError {
         Some(rustls::Error::AlertReceived(alert)) => unwelcome(peer, *alert),
         Some(other) => NetError::Untrusted { peer: peer.into(), reason: other.to_string() },
         None => NetError::lost(peer, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(stream: u32, kind: Kind, payload: &[u8]) -> Vec<u8> {
+        let head = u32::from(kind as u8) | (payload.len() as u32) << 8;
+        [&stream.to_le_bytes(), &head.to_le_bytes(), payload].concat()
+    }
+
+    /// A connection to a peer that speaks frames by hand, and reads nothing.
+    fn beside_a_peer() -> (Arc<Mux>, tokio::io::DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let below = Below {
+            address: "peer".into(),
+            peer_key: PublicKey::from_bytes([1; 32]),
+            counters: Arc::default(),
+            exported: Zeroizing::new([0; 32]),
+        };
+        let alive = (Duration::from_secs(60), Duration::from_secs(60));
+        (Arc::new(Mux::start(ours, below, false, alive)), theirs)
+    }
+
+    /// How many of the `frames` the other side takes before it reads no more.
+    async fn taken(peer: &mut tokio::io::DuplexStream, frames: impl Iterator<Item = Vec<u8>>) -> usize {
+        let mut count = 0;
+        for frame in frames {
+            if tokio::time::timeout(Duration::from_millis(500), peer.write_all(&frame)).await.is_err() {
+                break;
+            }
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_reads_no_control_frames_is_read_no_further() {
+        let (mux, mut peer) = beside_a_peer();
+        // Every stream that is let go causes two frames.
+        let letting_go = tokio::spawn({
+            let mux = mux.clone();
+            async move {
+                while let Ok(stream) = mux.accept().await {
+                    drop(stream)
+                }
+            }
+        });
+        let streams = (0..50_000u32).map(|at| {
+            let id = 2 * at + 1;
+            [frame(id, Kind::Data, &[]), frame(id, Kind::Finish, &[])].concat()
+        });
+        let opened = taken(&mut peer, streams).await;
+        assert!(opened < 2 * CONTROL_FRAMES, "{opened} streams");
+        assert!(mux.shared.control.load(Ordering::Acquire) < 2 * CONTROL_FRAMES);
+        letting_go.abort();
+    }
+
+    #[tokio::test]
+    async fn short_pieces_that_nobody_reads_are_bounded_in_number() {
+        let (mux, mut peer) = beside_a_peer();
+        peer.write_all(&frame(1, Kind::Data, &[])).await.unwrap();
+        let (_send, mut recv) = mux.accept().await.unwrap();
+        let pieces = taken(&mut peer, (0..100_000).map(|_| frame(1, Kind::Data, &[7]))).await;
+        assert!((UNREAD_PIECES..UNREAD_PIECES + 4096).contains(&pieces), "{pieces} pieces");
+        // Once they are read, it goes on.
+        for _ in 0..pieces / 2 {
+            assert_eq!(recv.read(1).await.unwrap().unwrap(), Bytes::from_static(&[7]));
+        }
+        assert!(taken(&mut peer, (0..1000).map(|_| frame(1, Kind::Data, &[7]))).await > 900);
     }
 }

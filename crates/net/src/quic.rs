@@ -41,7 +41,7 @@ pub(crate) const UNREAD_BYTES: u32 = 64 << 20;
 
 /// Bytes that a client has sent and that wait unread, on all streams of one connection. With
 /// [`crate::places::CONNECTIONS_OF_A_KEY`] connections, one key has 128 MiB wait here at most.
-const CLIENT_UNREAD_BYTES: u32 = 16 << 20;
+pub(crate) const CLIENT_UNREAD_BYTES: u32 = 16 << 20;
 /// Bytes that a client has asked for and does not acknowledge, likewise: 64 MiB for one key.
 const CLIENT_UNSENT_BYTES: u64 = 8 << 20;
 
