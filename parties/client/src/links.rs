@@ -184,7 +184,9 @@ impl Links {
                 };
                 match tokio::time::timeout(patience, asked).await {
                     Ok(Ok(())) | Ok(Err(Error::Refused { .. })) => None,
-                    Ok(Err(error @ Error::Node { .. })) => Some(error),
+                    Ok(Err(
+                        error @ Error::Node { error: NetError::Lost { .. } | NetError::Unreachable { .. }, .. },
+                    )) => Some(error),
                     _ => Some(Error::node(party, silent)),
                 }
             }
