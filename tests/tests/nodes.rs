@@ -568,6 +568,8 @@ fn what_has_no_room_is_refused() {
         config.memory_bytes = 66 << 20;
     });
     cluster.runtime.block_on(async {
+        let met = |party| cluster.node(party).status().peers.iter().all(|peer| peer.connected);
+        until("all have met", || PartyId::ALL.into_iter().all(met)).await;
         let raw = Raw::connect(&cluster).await;
         let sixteen = raw.prepare(&shared().digits[..16]);
         let answer = ask(&raw.connections[1], &raw.message(P1, fresh_id(), &sixteen.shares()[1])).await;

@@ -617,3 +617,89 @@ fn a_stranger_that_says_nothing_keeps_nobody_out() {
         });
     }
 }
+
+/// Forwards datagrams between whoever dials it and a node, but for those of more than `largest` bytes, which it loses.
+async fn narrow_path(node: SocketAddr, largest: usize) -> SocketAddr {
+    let [near, far] = [any_port(); 2].map(|address| UdpSocket::bind(address).unwrap());
+    for socket in [&near, &far] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let address = near.local_addr().unwrap();
+    let [near, far] = [near, far].map(|socket| tokio::net::UdpSocket::from_std(socket).unwrap());
+    tokio::spawn(async move {
+        let (mut there, mut back) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        let mut dialler = None;
+        loop {
+            tokio::select! {
+                Ok((count, from)) = near.recv_from(&mut there) => {
+                    dialler = Some(from);
+                    if count <= largest {
+                        let _ = far.send_to(&there[..count], node).await;
+                    }
+                }
+                Ok((count, _)) = far.recv_from(&mut back) => {
+                    if let Some(dialler) = dialler.filter(|_| count <= largest) {
+                        let _ = near.send_to(&back[..count], dialler).await;
+                    }
+                }
+            }
+        }
+    });
+    address
+}
+
+/// Every profile connects where datagrams of an ordinary network pass and no larger ones; and finds out what does pass.
+#[test]
+fn a_path_that_is_narrower_than_the_profile_says_carries_all_the_same() {
+    let runtime = runtime();
+    for (profile, largest) in
+        [(LinkProfile::Loopback, 1472), (LinkProfile::Jumbo, 1472), (LinkProfile::Loopback, 1 << 16)]
+    {
+        runtime.block_on(async {
+            let keys = Keys::new();
+            let identity = Identity::generate().unwrap();
+            let mut config = keys.config(P1, any_port());
+            config.profile = profile;
+            config.clients = ClientPolicy::Open;
+            let node = Endpoint::bind(config).unwrap();
+            let path = narrow_path(node.local_address().unwrap(), largest).await;
+            let client = EndpointConfig { profile, ..EndpointConfig::client(identity, keys.public) };
+            let client = Endpoint::bind(client).unwrap();
+            let connection = client.dial(P1, &PeerAddress::new(LinkKind::Quic, path)).await.unwrap();
+            let at_node = node.accept().await;
+            let mut channel = connection.open_channel(ChannelId::request(7)).await.unwrap();
+            let message = Bytes::from(vec![5; 5 << 20]);
+            channel.send_bytes(message.clone()).await.unwrap();
+            let (_, mut arrived) = at_node.accept_channel().await.unwrap();
+            assert_eq!(arrived.recv_bytes(8 << 20, PATIENCE).await.unwrap(), message);
+            let carried = connection.datagram_bytes().unwrap();
+            println!("{profile} over a path of {largest} bytes: datagrams of {carried}");
+            assert!(usize::from(carried) <= largest);
+            assert!(largest < 2000 || carried > 30_000, "datagrams of {carried} bytes");
+        });
+    }
+}
+
+/// A name with addresses of both families, of which the node listens on one.
+#[test]
+fn a_second_address_is_tried() {
+    let runtime = runtime();
+    for kind in KINDS {
+        runtime.block_on(async {
+            let keys = Keys::new();
+            let mut config = keys.config(P1, any_port());
+            config.clients = ClientPolicy::Open;
+            let node = Endpoint::bind(config).unwrap();
+            let host = format!("localhost:{}", node.local_address().unwrap().port());
+            let scheme = if kind == LinkKind::Quic { "quic" } else { "tcp" };
+            let address: PeerAddress = format!("{scheme}://{host}").parse().unwrap();
+            let client = Endpoint::bind(EndpointConfig::client(Identity::generate().unwrap(), keys.public)).unwrap();
+            client.dial(P1, &address).await.unwrap();
+            let families: BTreeSet<bool> =
+                tokio::net::lookup_host(&host).await.unwrap().map(|address| address.is_ipv6()).collect();
+            if families.len() < 2 {
+                println!("SKIP the other family: this machine gives localhost one address");
+            }
+        });
+    }
+}

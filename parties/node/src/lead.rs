@@ -16,7 +16,7 @@ use crate::shared::Shared;
 use crate::shown::{Comparison, Shown, compare};
 
 /// How long requests wait for a node that is not connected: one that is only being connected anew is back by then.
-pub(crate) const PEER_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PEER_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long the others may take to answer a plan; longer than they wait for stragglers and for a place.
 const VERDICT_PATIENCE: Duration = Duration::from_secs(20);

@@ -138,6 +138,45 @@ fn the_shipped_gpt_says_what_the_float_model_says() {
     }
 }
 
+/// The greedy token of each position of texts that the model has not seen, in runs of the same: two runs differ where the best
+/// two scores are closer than the errors of both. `REPEATS=20` takes more runs.
+#[test]
+fn two_runs_choose_the_same_tokens_but_where_two_are_as_good_as_tied() {
+    const UNSEEN: &str = "The first week of their return was soon gone. The second began. It was the last of the regiment's stay \
+        in Meryton, and all the young ladies in the neighbourhood were drooping apace. The dejection was almost universal. The \
+        elder Miss Bennets alone were still able to eat, drink, and sleep, and pursue the usual course of their employments.";
+    let repeats = std::env::var("REPEATS").ok().and_then(|text| text.parse().ok()).unwrap_or(3usize);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    tercet_examples::gpt::write_model(dir.path()).expect("the model is written");
+    for (profile, most) in [(Profile::Fast, 0.05), (Profile::Precise, 0.0)] {
+        let model = tercet_model::Model::load(dir.path()).expect("the model loads");
+        let tokenizer = model.tokenizer().expect("a tokenizer");
+        let ids = tokenizer.encode(UNSEEN, 256, tercet_model::Truncate::No).expect("a text");
+        let decoder = decoder_of(model, profile);
+        let plan = Plan::scores(&ids, &[ids.len()]);
+        let runs: Vec<Vec<f64>> =
+            (0..repeats).map(|_| flat(&decoder.private(&World::default().unrecorded(), &plan).outputs)).collect();
+        let width = runs[0].len() / ids.len();
+        let best = |row: &[f64]| (1..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best });
+        let (mut differ, mut widest) = (0, 0.0f64);
+        for pair in runs.windows(2) {
+            for (a, b) in pair[0].chunks_exact(width).zip(pair[1].chunks_exact(width)) {
+                let (first, second) = (best(a), best(b));
+                if first != second {
+                    differ += 1;
+                    widest = widest.max(a[first] - a[second]);
+                }
+            }
+        }
+        let pairs = (repeats - 1) * ids.len();
+        let share = differ as f64 / pairs as f64;
+        println!(
+            "{profile}: of {pairs} positions {differ} differ ({share:.4}), where at most {widest:.4} lay between the two"
+        );
+        assert!(share <= most, "{profile}: {share} of the positions differ");
+    }
+}
+
 #[test]
 fn rounds_do_not_depend_on_context_or_neighbours() {
     let decoder = decoder("llama", Profile::Fast);
