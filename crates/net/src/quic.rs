@@ -74,8 +74,8 @@ pub enum LinkProfile {
 }
 
 impl LinkProfile {
-    /// Datagrams that such a network carries, in bytes of UDP payload: a connection begins with [`FIRST_DATAGRAM_BYTES`], which
-    /// pass everywhere, and finds out whether these do.
+    /// Datagrams that such a network carries, in bytes of UDP payload. A connection begins with 1,200 bytes, which pass
+    /// everywhere, and finds out whether these do.
     pub fn datagram_bytes(self) -> u16 {
         match self {
             Self::Loopback => 65000,
