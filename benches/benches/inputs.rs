@@ -1,5 +1,6 @@
-//! What it costs a node to show that its copies of a client's input are those of the others: one digest of the bytes when they come,
-//! beside copying them, and one tag for each session, request and pair.
+//! What it costs a node to show that its copies of a client's input are those of the others: one
+//! digest of the bytes when they come, beside copying them, and one tag for each session, request
+//! and pair.
 //!
 //! `cargo bench -p tercet-benches --bench inputs -- --quick`
 
@@ -12,7 +13,8 @@ use tercet_engine::Replicas;
 use tercet_net::{InputShare, PartyId};
 use tercet_ring::{Seed, dpf, pack};
 
-/// P1's part of one input: `rows` of `width` shared values, or of looked-up rows where there are bits of a domain.
+/// P1's part of one input: `rows` of `width` shared values, or of looked-up rows where there are
+/// bits of a domain.
 fn part(rows: usize, width: usize, domain_bits: Option<u32>) -> InputShare {
     let packed = |len: usize, ring: u32| vec![0x5a; pack::packed_len(len, ring)];
     let keys = vec![0xa5; domain_bits.map_or(0, |bits| rows * dpf::key_len(bits))];

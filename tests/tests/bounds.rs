@@ -1,5 +1,6 @@
-//! What one client's key can make a node hold, in bytes, places, pages and seconds, while another client is served. A program
-//! of its own, whose tests run one at a time: memory is measured of the whole process.
+//! What one client's key can make a node hold, in bytes, places, pages and seconds, while another
+//! client is served. A program of its own, whose tests run one at a time: memory is measured of the
+//! whole process.
 
 #[path = "nodes/cluster.rs"]
 #[allow(dead_code)]
@@ -95,7 +96,8 @@ async fn hold(connection: &Connection, messages: impl Iterator<Item = ClientMess
     kept
 }
 
-/// A ViT of ordinary images (224 x 224 in patches of 16) with hardly any weights: its inputs are large.
+/// A ViT of ordinary images (224 x 224 in patches of 16) with hardly any weights: its inputs are
+/// large.
 fn wide_vit() -> &'static [PathBuf; 3] {
     static SHARES: OnceLock<[PathBuf; 3]> = OnceLock::new();
     SHARES.get_or_init(|| {
@@ -223,7 +225,8 @@ fn a_request_takes_no_more_memory_than_its_bytes() {
     });
 }
 
-/// One key that asks P0 alone fills its queue; another client is served all the same, and what P1 never hears of is dropped.
+/// One key that asks P0 alone fills its queue; another client is served all the same, and what P1
+/// never hears of is dropped.
 #[test]
 fn places_are_had_by_who_has_fewer() {
     let _alone = alone();
@@ -265,7 +268,8 @@ fn places_are_had_by_who_has_fewer() {
     });
 }
 
-/// Openings of generations to P0 alone reserve its memory for seconds, and for as long as nobody else needs it.
+/// Openings of generations to P0 alone reserve its memory for seconds, and for as long as nobody
+/// else needs it.
 #[test]
 fn pages_are_had_by_who_has_fewer() {
     let _alone = alone();

@@ -254,7 +254,8 @@ async fn reach(
     reached.is_some()
 }
 
-/// Whether the path carries the datagrams that the profile expects: the connection has a moment to find out.
+/// Whether the path carries the datagrams that the profile expects: the connection has a moment to
+/// find out.
 async fn path(findings: &mut Findings, connection: &Connection, party: PartyId, profile: LinkProfile) {
     const MOMENT: Duration = Duration::from_millis(500);
     let Some(_) = connection.datagram_bytes() else { return };

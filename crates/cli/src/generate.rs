@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// Make tokens that already stand in the text less likely; 1 for not.
     #[arg(long, value_name = "R")]
     repetition_penalty: Option<f64>,
-    /// Repeat the draws of an earlier run. Of draws inside the nodes, this works only where the model was shared with
-    /// --reproducible-choice.
+    /// Repeat the draws of an earlier run. Of draws inside the nodes, this works only where the
+    /// model was shared with --reproducible-choice.
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
     /// A text to stop at; may be given several times.

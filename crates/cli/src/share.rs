@@ -47,8 +47,9 @@ pub(crate) struct Args {
     /// something of the texts: clients are told, and must agree. With --adapter, what the base was shared with, as the next three are.
     #[arg(long)]
     public_gate: bool,
-    /// Let a client's seed alone decide tokens that are drawn inside the nodes, so that a draw can be repeated. A client that asks
-    /// often under seeds and temperatures of its choice then learns the scores, too.
+    /// Let a client's seed alone decide tokens that are drawn inside the nodes, so that a draw can
+    /// be repeated. A client that asks often under seeds and temperatures of its choice then learns
+    /// the scores, too.
     #[arg(long, conflicts_with = "adapter")]
     reproducible_choice: bool,
     /// Let a model that continues texts take at most so many tokens, if that is less than it takes: rings, and with them bytes,

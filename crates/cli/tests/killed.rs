@@ -1,4 +1,5 @@
-//! Three node processes on loopback of which one is killed: what a client hears, of whom, and how soon.
+//! Three node processes on loopback of which one is killed: what a client hears, of whom, and how
+//! soon.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

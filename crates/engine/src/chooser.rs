@@ -32,7 +32,8 @@ const BOUND_STEP: u32 = 2;
 const BOUND_DISTANCE: f64 = (4 * BOUND_STEP) as f64;
 /// What the scores of experts that are not at the top lose before their exponentials, which are nothing then.
 pub(crate) const ROUTE_DROP: f64 = (1 << EXP_LOG2_RANGE) as f64;
-/// What the scores of tokens must stay below, whatever their ring: an eighth of what a choice compares at most.
+/// What the scores of tokens must stay below, whatever their ring: an eighth of what a choice
+/// compares at most.
 const LARGEST_SCORE: f64 = (1 << (SCORE_BITS - 3)) as f64;
 /// Bounds of a row that are worth half the step in `fast`.
 const FINE_BOUNDS: f64 = 64.0;

@@ -257,7 +257,8 @@ impl ModelNumerics {
     /// The numbers of the choice of a token among scores that come in `ring`.
     pub fn choice(&self, vocab: usize, ring: u32) -> ChoiceSpec {
         let frac = self.formats.frac;
-        // The chooser leaves room for the noise of a choice beside the largest score, see `hottest`.
+        // The chooser leaves room for the noise of a choice beside the largest score, see
+        // `hottest`.
         let compare_frac = if self.profile == Profile::Fast { 8 } else { 10 };
         ChoiceSpec {
             compare_frac,
@@ -266,7 +267,8 @@ impl ModelNumerics {
         }
     }
 
-    /// What temperatures of choices among scores in `ring` must be below: noise and scores fit the ring of the comparisons together.
+    /// What temperatures of choices among scores in `ring` must be below: noise and scores fit the
+    /// ring of the comparisons together.
     pub fn hottest(&self, vocab: usize, ring: u32) -> f64 {
         let ChoiceSpec { compare_ring, compare_frac, .. } = self.choice(vocab, ring);
         noise::hottest(compare_ring, compare_frac)

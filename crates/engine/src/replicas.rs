@@ -21,7 +21,8 @@ use tercet_net::{InputShare, PartyId};
 /// What makes the digest of one pair unlike that of another.
 const LABELS: [&[u8]; 3] = [b"tercet first seed", b"tercet second seed", b"tercet masked values and keys into masks"];
 
-/// SHA-256 of what a party holds in common with each other party. Equal at both of a pair if and only if their copies are.
+/// SHA-256 of what a party holds in common with each other party. Equal at both of a pair if and
+/// only if their copies are.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Replicas([[u8; 32]; 2]);
 

@@ -20,11 +20,10 @@ pub enum Parsed {
     Wide(Input<u64>),
 }
 
-/// Whether what a client sent to `party` fits the model: every part that is due and no other, each of its length. Nothing
-/// of it is expanded. What passes here parses.
+/// Whether what a client sent to `party` fits the model: every part that is due and no other, each
+/// of its length. Nothing of it is expanded. What passes here parses.
 ///
-/// # Errors
-/// The part that does not fit, for that client alone.
+/// # Errors The part that does not fit, for that client alone.
 pub fn check(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<()> {
     whole(party, manifest, interface, share).map(drop)
 }
@@ -67,13 +66,15 @@ fn sequence<'a>(
     reader.check(&[Stream::Rows]).map(|()| reader)
 }
 
-/// Parses what a client sent to `party`. Everything that does not fit the model is an error for that client alone.
+/// Parses what a client sent to `party`. Everything that does not fit the model is an error for
+/// that client alone.
 pub fn parse(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
     let reader = whole(party, manifest, interface, share)?;
     if interface.wide == 32 { reader.read().map(Parsed::Narrow) } else { reader.read().map(Parsed::Wide) }
 }
 
-/// Parses the next rows of a sequence that a client sent to `party`: rows alone, since there is no padding among them.
+/// Parses the next rows of a sequence that a client sent to `party`: rows alone, since there is no
+/// padding among them.
 pub fn parse_rows(party: PartyId, manifest: &Manifest, interface: &Interface, share: &InputShare) -> Result<Parsed> {
     let reader = sequence(party, manifest, interface, share)?;
     if interface.wide == 32 { reader.sequence().map(Parsed::Narrow) } else { reader.sequence().map(Parsed::Wide) }

@@ -58,7 +58,8 @@ pub(crate) fn check(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The first node, by its name, from whose written numbers nothing can be derived; or what they have in common.
+/// The first node, by its name, from whose written numbers nothing can be derived; or what they
+/// have in common.
 fn written(manifest: &Manifest) -> Option<&str> {
     let Manifest { graph, numerics, .. } = manifest;
     let Numerics { wide, frac } = numerics.formats;
@@ -115,8 +116,8 @@ impl Sound<'_> {
         holds.then_some(()).ok_or_else(refused)
     }
 
-    /// A tensor comes in lanes of so many bits, in a ring of `ring` bits at least, and as the right-hand matrix of a product where it
-    /// is one.
+    /// A tensor comes in lanes of so many bits, in a ring of `ring` bits at least, and as the
+    /// right-hand matrix of a product where it is one.
     fn tensor(&self, name: &str, lane: u32, ring: u32, matrix: bool) -> Result<()> {
         let format = self.manifest.numerics.tensors.get(name);
         match format.is_some_and(|of| of.lane_bits == lane && of.ring >= ring && of.matrix == matrix) {
@@ -377,8 +378,8 @@ fn series(spec: &Series) -> bool {
     finite && matches!(spec.step, 1 | 2) && spec.log2_period < 20 && (1..=HARMONICS).contains(&spec.harmonics())
 }
 
-/// Whether an activation whose own numbers hold can read values of `ring` bits: twice a result fits a lane, a period the values,
-/// and what is dealt of every harmonic has bits left.
+/// Whether an activation whose own numbers hold can read values of `ring` bits: twice a result fits
+/// a lane, a period the values, and what is dealt of every harmonic has bits left.
 fn reads(spec: &ActivationSpec, ring: u32, frac: u32) -> bool {
     let (gate, odd) = match spec {
         ActivationSpec::Relu { .. } => return true,

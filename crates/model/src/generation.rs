@@ -58,8 +58,9 @@ pub struct Generation {
     pub repetition_penalty: f64,
     /// Most tokens that are generated, where the makers say it.
     pub max_new_tokens: Option<usize>,
-    /// Whether a client's seed alone decides the draws that nodes make inside the computation. Its owner allows it: a client that
-    /// asks the same under many seeds and temperatures then learns the scores bit by bit. Else P0 mixes in a seed of its own.
+    /// Whether a client's seed alone decides the draws that nodes make inside the computation. Its
+    /// owner allows it: a client that asks the same under many seeds and temperatures then learns
+    /// the scores bit by bit. Else P0 mixes in a seed of its own.
     pub reproducible: bool,
 }
 

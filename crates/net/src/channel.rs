@@ -207,8 +207,9 @@ pub struct ByteReceiver {
 }
 
 impl ByteReceiver {
-    /// The length in bytes of the next message, as its sender declares it and at most `limit`, before any of it is taken;
-    /// none if the peer has finished. It must begin within `deadline`. Loses nothing when it is dropped while waiting.
+    /// The length in bytes of the next message, as its sender declares it and at most `limit`,
+    /// before any of it is taken; none if the peer has finished. It must begin within `deadline`.
+    /// Loses nothing when it is dropped while waiting.
     pub async fn next_length(&mut self, limit: usize, deadline: Duration) -> Result<Option<usize>, NetError> {
         match &self.held {
             Some((_, held)) => Ok(Some(held.len())),

@@ -133,7 +133,8 @@ impl Connection {
         self.0.seed.as_ref()
     }
 
-    /// A client's place among the connections of clients, which is free again when the connection is over.
+    /// A client's place among the connections of clients, which is free again when the connection
+    /// is over.
     pub(crate) fn place(&self) -> Option<Arc<ClientPlace>> {
         self.0.place.clone()
     }

@@ -470,8 +470,8 @@ impl Shared {
     }
 }
 
-/// Waits until the host at an address says that nothing listens at this UDP port, if it ever does. QUIC itself does not hear it: its
-/// socket speaks to many.
+/// Waits until the host at an address says that nothing listens at this UDP port, if it ever does.
+/// QUIC itself does not hear it: its socket speaks to many.
 async fn nobody_listens(address: SocketAddr) {
     let any = if address.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let asked = async {
@@ -493,7 +493,8 @@ async fn nobody_listens(address: SocketAddr) {
     }
 }
 
-/// Says once, some time after a party was met, that datagrams to it stay far below what this kind of network carries.
+/// Says once, some time after a party was met, that datagrams to it stay far below what this kind
+/// of network carries.
 async fn judge_path(connection: Watched, profile: LinkProfile) {
     tokio::time::sleep(PATH_PATIENCE).await;
     let expected = profile.datagram_bytes();

@@ -1,5 +1,6 @@
-//! The addresses of a host tried side by side (RFC 8305): families in turn, the next attempt a moment after the one before or as
-//! soon as that has failed. The first that succeeds wins, and the others are dropped.
+//! The addresses of a host tried side by side (RFC 8305): families in turn, the next attempt a
+//! moment after the one before or as soon as that has failed. The first that succeeds wins, and the
+//! others are dropped.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -10,7 +11,8 @@ use std::time::Duration;
 /// How long an attempt has for itself before the next begins.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// The addresses as they are tried: the family of the first in every other place, as long as there are two.
+/// The addresses as they are tried: the family of the first in every other place, as long as there
+/// are two.
 pub(crate) fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (same, other): (Vec<SocketAddr>, Vec<SocketAddr>) =
@@ -26,7 +28,8 @@ pub(crate) fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
-/// The first of `attempts` that succeeds; if all fail, the error of the first that was made. None where there is none.
+/// The first of `attempts` that succeeds; if all fail, the error of the first that was made. None
+/// where there is none.
 pub(crate) async fn race<T, E, F: Future<Output = Result<T, E>>>(
     attempts: impl IntoIterator<Item = F>,
 ) -> Option<Result<T, E>> {

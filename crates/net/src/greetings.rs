@@ -1,9 +1,10 @@
 //! Greetings under way: connections whose other end has not proved who it is.
 //!
-//! A stranger can begin as many as it likes, so there is a bound, and what is beyond it gives way: the oldest greeting from
-//! the address that has most. Whoever greets promptly is never turned away for whoever does not, not even from one address;
-//! to push a newcomer out, a stranger would have to begin a whole table of greetings within the moments that a handshake
-//! takes. Greetings from where peers are known to be have a table of their own, which no other address reaches.
+//! A stranger can begin as many as it likes, so there is a bound, and what is beyond it gives way:
+//! the oldest greeting from the address that has most. Whoever greets promptly is never turned away
+//! for whoever does not, not even from one address; to push a newcomer out, a stranger would have
+//! to begin a whole table of greetings within the moments that a handshake takes. Greetings from
+//! where peers are known to be have a table of their own, which no other address reaches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};

@@ -1,9 +1,11 @@
 //! A resource that many owners share: places, bytes, memory, connections.
 //!
-//! Whatever an owner occupies is a [`Lease`] in a [`Ledger`], taken before anything is read, parsed or reserved. While
-//! there is room, one owner may have all of it, up to a cap if there is one. Once there is none, an owner that asks for more than
-//! is left gets it from whoever holds most, if that one would still hold no less than the newcomer: the newest lease of that owner
-//! is revoked, and its holder gives it back within moments. So one owner fills a node only as long as nobody else comes.
+//! Whatever an owner occupies is a [`Lease`] in a [`Ledger`], taken before anything is read, parsed
+//! or reserved. While there is room, one owner may have all of it, up to a cap if there is one.
+//! Once there is none, an owner that asks for more than is left gets it from whoever holds most, if
+//! that one would still hold no less than the newcomer: the newest lease of that owner is revoked,
+//! and its holder gives it back within moments. So one owner fills a node only as long as nobody
+//! else comes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,7 +131,8 @@ impl<O: Ord + Copy> Ledger<O> {
             state.leases.insert(number, entry);
             return Ok(Lease { ledger: self.clone(), number, revoked });
         }
-        // What is coming back already counts as free, so that nobody gives way twice for one newcomer.
+        // What is coming back already counts as free, so that nobody gives way twice for one
+        // newcomer.
         while amount > free + state.revoked {
             let Some(number) = state.gives_way(&owner, amount) else { return Err(Tried::Full(Full { free })) };
             let Some(entry) = state.leases.get_mut(&number) else { return Err(Tried::Full(Full { free })) };
@@ -149,7 +152,8 @@ enum Tried {
 }
 
 impl<O: Ord + Copy> State<O> {
-    /// The newest lease of whoever holds most, if its owner would hold no less without it than `owner` with `amount` more.
+    /// The newest lease of whoever holds most, if its owner would hold no less without it than
+    /// `owner` with `amount` more.
     fn gives_way(&self, owner: &O, amount: u64) -> Option<u64> {
         let mut held: BTreeMap<&O, u64> = BTreeMap::new();
         for entry in self.leases.values().filter(|entry| !entry.is_revoked) {

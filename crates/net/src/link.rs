@@ -106,7 +106,8 @@ impl Link {
         }
     }
 
-    /// The largest datagrams that the path carries, as far as that has been found out; none over TCP.
+    /// The largest datagrams that the path carries, as far as that has been found out; none over
+    /// TCP.
     pub(crate) fn datagram_bytes(&self) -> Option<u16> {
         match self {
             Self::Quic { connection, .. } => Some(connection.stats().path.current_mtu),
@@ -114,7 +115,8 @@ impl Link {
         }
     }
 
-    /// Less buffer, for a peer that has proved to be a client: what one key can have wait here is bounded.
+    /// Less buffer, for a peer that has proved to be a client: what one key can have wait here is
+    /// bounded.
     pub(crate) fn narrow(&self) {
         if let Self::Quic { connection, .. } = self {
             quic::narrow(connection);

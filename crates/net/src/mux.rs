@@ -28,7 +28,8 @@ const WINDOW_BYTES: usize = STREAM_WINDOW_BYTES as usize;
 /// Bytes of all streams that may wait for the socket.
 const QUEUE_BYTES: usize = 4 << 20;
 
-/// Frames without bytes of a stream that may wait for the socket before the peer is read no further: it causes them.
+/// Frames without bytes of a stream that may wait for the socket before the peer is read no
+/// further: it causes them.
 const CONTROL_FRAMES: usize = 4096;
 
 /// Pieces that have arrived and wait to be read, however short they are.

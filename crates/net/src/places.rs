@@ -1,6 +1,8 @@
-//! Places for the connections of clients, by key: one key has a few at most, and gives way to those that have fewer.
+//! Places for the connections of clients, by key: one key has a few at most, and gives way to those
+//! that have fewer.
 //!
-//! Where everyone may be a client, keys cost nothing: there the connections of one address give way, too.
+//! Where everyone may be a client, keys cost nothing: there the connections of one address give
+//! way, too.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,7 +10,8 @@ use std::sync::Arc;
 use crate::greetings::network;
 use crate::{Lease, Ledger, PublicKey};
 
-/// Connections of one key at once. Each may have [`crate::quic`]'s windows of a client wait here unread and unsent.
+/// Connections of one key at once. Each may have [`crate::quic`]'s windows of a client wait here
+/// unread and unsent.
 pub(crate) const CONNECTIONS_OF_A_KEY: u64 = 8;
 
 /// All places for clients.

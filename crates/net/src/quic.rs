@@ -74,8 +74,8 @@ pub enum LinkProfile {
 }
 
 impl LinkProfile {
-    /// Datagrams that such a network carries, in bytes of UDP payload. A connection begins with 1,200 bytes, which pass
-    /// everywhere, and finds out whether these do.
+    /// Datagrams that such a network carries, in bytes of UDP payload. A connection begins with
+    /// 1,200 bytes, which pass everywhere, and finds out whether these do.
     pub fn datagram_bytes(self) -> u16 {
         match self {
             Self::Loopback => 65000,
@@ -339,7 +339,8 @@ pub(crate) fn widen(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u64(PARTY_UNREAD_BYTES).unwrap_or(VarInt::MAX));
 }
 
-/// Narrows the bounds for a peer that has proved to be a client: what one connection can have wait here.
+/// Narrows the bounds for a peer that has proved to be a client: what one connection can have wait
+/// here.
 pub(crate) fn narrow(connection: &quinn::Connection) {
     connection.set_send_window(CLIENT_UNSENT_BYTES);
     connection.set_receive_window(VarInt::from_u32(CLIENT_UNREAD_BYTES));

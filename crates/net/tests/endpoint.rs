@@ -618,7 +618,8 @@ fn a_stranger_that_says_nothing_keeps_nobody_out() {
     }
 }
 
-/// Forwards datagrams between whoever dials it and a node, but for those of more than `largest` bytes, which it loses.
+/// Forwards datagrams between whoever dials it and a node, but for those of more than `largest`
+/// bytes, which it loses.
 async fn narrow_path(node: SocketAddr, largest: usize) -> SocketAddr {
     let [near, far] = [any_port(); 2].map(|address| UdpSocket::bind(address).unwrap());
     for socket in [&near, &far] {
@@ -648,7 +649,8 @@ async fn narrow_path(node: SocketAddr, largest: usize) -> SocketAddr {
     address
 }
 
-/// Every profile connects where datagrams of an ordinary network pass and no larger ones; and finds out what does pass.
+/// Every profile connects where datagrams of an ordinary network pass and no larger ones; and finds
+/// out what does pass.
 #[test]
 fn a_path_that_is_narrower_than_the_profile_says_carries_all_the_same() {
     let runtime = runtime();

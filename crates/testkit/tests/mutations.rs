@@ -1,8 +1,10 @@
-//! Numbers of strangers: every number of the manifests of all fixtures is changed, and what is accepted nevertheless is priced
-//! and run. It may fail or give garbage, but it ends nothing beyond its session and takes no memory that its price did not say.
+//! Numbers of strangers: every number of the manifests of all fixtures is changed, and what is
+//! accepted nevertheless is priced and run. It may fail or give garbage, but it ends nothing beyond
+//! its session and takes no memory that its price did not say.
 //!
-//! A run is a child process whose memory is bounded, because what an allocation ends is the process. `MUTATIONS` says how many
-//! manifests are changed; the few of a usual run are chosen so that every field is among them.
+//! A run is a child process whose memory is bounded, because what an allocation ends is the
+//! process. `MUTATIONS` says how many manifests are changed; the few of a usual run are chosen so
+//! that every field is among them.
 
 #[path = "mutations/changes.rs"]
 mod changes;
@@ -23,7 +25,8 @@ use tercet_model::{Model, calibrate, calibration_inputs};
 
 /// Manifests that are changed where nothing else is said.
 const USUAL: usize = 600;
-/// What a child may map, in KiB: the largest sessions that are run, three parties each, and the program itself.
+/// What a child may map, in KiB: the largest sessions that are run, three parties each, and the
+/// program itself.
 const CHILD_KIB: usize = 4 << 20;
 /// Says to a child from which change on it goes.
 const FROM: &str = "MUTATIONS_FROM";
@@ -157,7 +160,8 @@ fn numbers_of_strangers_end_nothing() {
     assert!(seen.ran > total / 100 && seen.refused > total / 10, "changes that show something: {seen:?}");
 }
 
-/// A ring of two bits for the scores of tokens: what is derived from it for their choice would hold nothing.
+/// A ring of two bits for the scores of tokens: what is derived from it for their choice would hold
+/// nothing.
 #[test]
 fn scores_in_two_bits_are_refused() {
     let subjects = subjects();
@@ -169,7 +173,8 @@ fn scores_in_two_bits_are_refused() {
     assert!(refused.to_string().contains("scores of 2 bits"), "{refused}");
 }
 
-/// Share files whose bytes were changed, with a checksum that fits what they became: an error or a share, never a panic.
+/// Share files whose bytes were changed, with a checksum that fits what they became: an error or a
+/// share, never a panic.
 #[test]
 fn changed_share_files_end_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -185,7 +190,8 @@ fn changed_share_files_end_nothing() {
         let footer = bytes.len() - 48;
         let offset = u64::from_le_bytes(bytes[footer + 32..footer + 40].try_into().expect("eight bytes")) as usize;
         for _ in 0..rng.random_range(1..4) {
-            // Most of a file is its planes, of which every byte will do: the header is where changes count.
+            // Most of a file is its planes, of which every byte will do: the header is where
+            // changes count.
             let place = match rng.random_range(0..8) {
                 0 => rng.random_range(0..64.min(footer)),
                 1 => rng.random_range(0..footer),

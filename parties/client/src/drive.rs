@@ -148,7 +148,8 @@ impl Drive {
         let _ = self.out.send(Err(error));
     }
 
-    /// Whether a node refused only because it has started anew, with the same model; then the next try speaks to that start.
+    /// Whether a node refused only because it has started anew, with the same model; then the next
+    /// try speaks to that start.
     async fn has_started_anew(&mut self, error: &Error) -> bool {
         let Error::Refused { fault: Fault::Request, .. } = error else { return false };
         self.client.forget(self.face.name());

@@ -18,8 +18,9 @@ pub struct Sampling {
     /// What positive scores of tokens that already stand in the text are divided by, and negative ones multiplied; 1 for
     /// nothing.
     pub repetition_penalty: f64,
-    /// The same tokens again for the same scores; otherwise every draw is fresh. Of tokens that the nodes draw inside, this holds
-    /// only where the model's owner allows it ([`tercet_model::Generation::reproducible`]); else P0 adds a seed of its own.
+    /// The same tokens again for the same scores; otherwise every draw is fresh. Of tokens that the
+    /// nodes draw inside, this holds only where the model's owner allows it
+    /// ([`tercet_model::Generation::reproducible`]); else P0 adds a seed of its own.
     pub seed: Option<u64>,
 }
 

@@ -28,8 +28,8 @@ const QUESTION_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a client may take to close a channel whose answer has left.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A public table travels in pieces of at most this many bytes, one message each, in order. A piece is made when the one
-/// before it has left.
+/// A public table travels in pieces of at most this many bytes, one message each, in order. A piece
+/// is made when the one before it has left.
 const TABLE_PIECE_BYTES: usize = 1 << 20;
 
 /// Serves a client's connection until it ends.
@@ -158,8 +158,8 @@ pub(crate) enum Unheard {
     Refused(Refusal),
 }
 
-/// The next message of a client, and the room that its bytes take here: it is taken when the client has declared how many
-/// there are, before any of them is read.
+/// The next message of a client, and the room that its bytes take here: it is taken when the client
+/// has declared how many there are, before any of them is read.
 pub(crate) async fn receive(
     shared: &Shared,
     client: PublicKey,

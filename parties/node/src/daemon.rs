@@ -135,8 +135,8 @@ impl Node {
         self.shutdown(grace).await;
     }
 
-    /// Refuses what comes, gives requests and generations that were let in `grace` to end and their answers to leave, refuses
-    /// what has not ended, then closes every connection.
+    /// Refuses what comes, gives requests and generations that were let in `grace` to end and their
+    /// answers to leave, refuses what has not ended, then closes every connection.
     pub async fn shutdown(&self, grace: Duration) {
         let shared = &self.shared;
         shared.phase.send_if_modified(|phase| {

@@ -46,7 +46,8 @@ struct Accepted {
     nonce: [u8; 32],
     model: Arc<Model>,
     requests: Vec<Held>,
-    /// To P1 and to the third node: what was shown, and the session's seeds, are those of these connections.
+    /// To P1 and to the third node: what was shown, and the session's seeds, are those of these
+    /// connections.
     connections: [Connection; 2],
     place: OwnedSemaphorePermit,
 }

@@ -349,8 +349,9 @@ fn shape(extent: Extent, options: &GenerationOptions, reentry: bool) -> StepShap
     }
 }
 
-/// How noisy choices are, and where the noise grows from at P0; none where there is none. The client's seed counts alone where
-/// P0 has no `own`: one that can repeat a draw under noise of its choice reads scores out of many.
+/// How noisy choices are, and where the noise grows from at P0; none where there is none. The
+/// client's seed counts alone where P0 has no `own`: one that can repeat a draw under noise of its
+/// choice reads scores out of many.
 fn noise(
     me: PartyId,
     options: &GenerationOptions,

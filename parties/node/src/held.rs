@@ -22,13 +22,15 @@ pub(crate) struct Sent {
     pub(crate) room: Lease,
 }
 
-/// What one generation has here between its steps, and the room for it: the one is dropped before the other is free.
+/// What one generation has here between its steps, and the room for it: the one is dropped before
+/// the other is free.
 pub(crate) struct Pages {
     pub(crate) sequence: Sequence,
     pub(crate) room: Room,
 }
 
-/// What a generation occupies from its beginning to its end: the memory of its pages, and a place among generations.
+/// What a generation occupies from its beginning to its end: the memory of its pages, and a place
+/// among generations.
 pub(crate) struct Room {
     pub(crate) bytes: Lease,
     pub(crate) place: Lease,
@@ -73,7 +75,8 @@ pub(crate) struct Work {
     pub(crate) model: Arc<Model>,
     pub(crate) shape: Shape,
     pub(crate) task: Task,
-    /// Its place among all that wait; a further step of a generation waits in that of its generation.
+    /// Its place among all that wait; a further step of a generation waits in that of its
+    /// generation.
     pub(crate) place: Option<Lease>,
 }
 

@@ -15,7 +15,8 @@ use crate::session::{self, Room};
 use crate::shared::Shared;
 use crate::shown::{Comparison, Shown, compare};
 
-/// How long requests wait for a node that is not connected: one that is only being connected anew is back by then.
+/// How long requests wait for a node that is not connected: one that is only being connected anew
+/// is back by then.
 pub(crate) const PEER_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long the others may take to answer a plan; longer than they wait for stragglers and for a place.
@@ -89,8 +90,8 @@ async fn run_batch(shared: Arc<Shared>, batch: Batch, place: OwnedSemaphorePermi
 /// What a client hears that sends copies which differ.
 const CONTRADICTION: &str = "the parts that the client sent to the three nodes do not belong together";
 
-/// Both others must accept the very same plan, and hold the same as this node of what is held alike. Their nonces, with one
-/// of this node, and the hash of the plan.
+/// Both others must accept the very same plan, and hold the same as this node of what is held
+/// alike. Their nonces, with one of this node, and the hash of the plan.
 async fn agree(
     shared: &Shared,
     plan: &BatchPlan,

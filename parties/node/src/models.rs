@@ -150,18 +150,20 @@ impl Model {
         self.interface.decoder.as_ref().ok_or_else(none)
     }
 
-    /// What temperatures of choices inside the computation must be below, or a step fails for all that run together.
+    /// What temperatures of choices inside the computation must be below, or a step fails for all
+    /// that run together.
     pub(crate) fn hottest(&self) -> f64 {
         self.share.manifest().numerics.hottest(self.interface.output_width, self.interface.output_ring)
     }
 
-    /// Refuses shapes that the model does not take, and those that need more working memory than `session` bytes, or a frame of more
-    /// than `frame` bytes.
+    /// Refuses shapes that the model does not take, and those that need more working memory than
+    /// `session` bytes, or a frame of more than `frame` bytes.
     pub(crate) fn check_room(&self, shape: &Shape, session: u64, frame: u64) -> tercet_core::Result<()> {
         self.needs(shape)?.within(session, frame)
     }
 
-    /// What a run of this shape needs, from above; an error for shapes that the model does not take.
+    /// What a run of this shape needs, from above; an error for shapes that the model does not
+    /// take.
     fn needs(&self, shape: &Shape) -> tercet_core::Result<Needs> {
         let rounded = match (shape, &self.interface.decoder) {
             (Shape::Inputs(_), None) => shape.clone(),

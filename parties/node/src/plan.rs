@@ -26,8 +26,8 @@ pub(crate) enum PeerMessage {
     Gone { request: RequestKey },
     /// P1 proposes a session.
     Plan(BatchPlan),
-    /// P0 or P2 has all that the plan names, has read the same plan, shows what it holds in common with the others, and adds
-    /// its part to the session's seeds.
+    /// P0 or P2 has all that the plan names, has read the same plan, shows what it holds in common
+    /// with the others, and adds its part to the session's seeds.
     Accept { session: u128, plan_hash: [u8; 32], nonce: [u8; 32], shown: Shown },
     /// P0 or P2 will not run the plan.
     Refuse { session: u128, objection: Objection },

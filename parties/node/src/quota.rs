@@ -29,7 +29,8 @@ pub(crate) struct Quotas {
 }
 
 impl Quotas {
-    /// `queue` requests wait, and as many generations live; what waits takes `queue_bytes`, and generations `cache_bytes`.
+    /// `queue` requests wait, and as many generations live; what waits takes `queue_bytes`, and
+    /// generations `cache_bytes`.
     pub(crate) fn new(queue: usize, queue_bytes: u64, cache_bytes: u64) -> Quotas {
         Quotas {
             places: Ledger::new(queue as u64),

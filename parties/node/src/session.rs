@@ -132,7 +132,8 @@ impl Job {
         let (mut whole, mut members): (Vec<Parsed>, Vec<Member>) = Default::default();
         let (share, interface) = (&*self.model.share, &self.model.interface);
         let (me, manifest) = (share.party(), share.manifest());
-        // What clients sent is expanded here and not before, and as it came it is gone from then on.
+        // What clients sent is expanded here and not before, and as it came it is gone from then
+        // on.
         for input in self.inputs {
             match input {
                 Input::Whole(sent) => whole.push(parse(me, manifest, interface, &sent.share)?),

@@ -60,7 +60,8 @@ pub(crate) struct Shared {
     pub(crate) desk: Arc<Desk>,
     /// What clients may occupy.
     pub(crate) quotas: Quotas,
-    /// Drawn at the start: a request names it, so that none outlives the node's memory of what was asked before.
+    /// Drawn at the start: a request names it, so that none outlives the node's memory of what was
+    /// asked before.
     pub(crate) start_id: [u8; 16],
     pub(crate) pool: Pool,
     pub(crate) settings: SessionSettings,
@@ -190,7 +191,8 @@ impl Shared {
         }
     }
 
-    /// A request has come and waits: the lead hears of it, and as the lead this node says so to those that announced it.
+    /// A request has come and waits: the lead hears of it, and as the lead this node says so to
+    /// those that announced it.
     pub(crate) async fn came(&self, key: RequestKey) {
         if self.me != LEAD {
             return self.tell_lead(PeerMessage::Here { requests: vec![key] }).await;

@@ -1,13 +1,15 @@
-//! How the nodes make sure, before a session, that a client's input is a sharing: that copies of one thing are the same.
+//! How the nodes make sure, before a session, that a client's input is a sharing: that copies of
+//! one thing are the same.
 //!
-//! P0 and P2 send P1, with their word that they accept a plan, a *tag* of each request and each pair that they belong to:
-//! a MAC under the seed that the pair shares, of what the pair holds alike ([`Replicas`]). P1 compares those of the pairs
-//! (P0, P1) and (P1, P2) with its own, and those of (P0, P2) with each other. A request whose tags differ never reaches a
-//! session; those beside it wait on. The tags travel within messages that a plan has anyway: no round more.
+//! P0 and P2 send P1, with their word that they accept a plan, a *tag* of each request and each
+//! pair that they belong to: a MAC under the seed that the pair shares, of what the pair holds
+//! alike ([`Replicas`]). P1 compares those of the pairs (P0, P1) and (P1, P2) with its own, and
+//! those of (P0, P2) with each other. A request whose tags differ never reaches a session; those
+//! beside it wait on. The tags travel within messages that a plan has anyway: no round more.
 //!
-//! *Security*: P1 sees its own tags, and those of the pair (P0, P2) under a seed that it does not know: uniform but for
-//! whether they are equal, which is what it is to learn. P0 and P2 receive nothing. A tag is bound to its session and
-//! request, so it says nothing about any other.
+//! *Security*: P1 sees its own tags, and those of the pair (P0, P2) under a seed that it does not
+//! know: uniform but for whether they are equal, which is what it is to learn. P0 and P2 receive
+//! nothing. A tag is bound to its session and request, so it says nothing about any other.
 
 use serde::{Deserialize, Serialize};
 use tercet_engine::Replicas;
@@ -28,7 +30,8 @@ type Tag = [u8; 16];
 /// What two nodes show each other of the requests in a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PairTags {
-    /// Which seed of the pair the tags are under: a connection that broke has another than the one after it.
+    /// Which seed of the pair the tags are under: a connection that broke has another than the one
+    /// after it.
     bond: Tag,
     /// One of each request, in the order of the plan.
     tags: Vec<Tag>,
@@ -39,8 +42,8 @@ pub(crate) struct PairTags {
 pub(crate) struct Shown([PairTags; 2]);
 
 impl Shown {
-    /// What `me` shows of the requests of a plan of this hash, over its connections to the two others. None where one of them
-    /// leads to no node.
+    /// What `me` shows of the requests of a plan of this hash, over its connections to the two
+    /// others. None where one of them leads to no node.
     pub(crate) fn of(
         me: PartyId,
         plan_hash: &[u8; 32],
@@ -128,7 +131,8 @@ mod tests {
         Replicas::of(party, &share)
     }
 
-    /// What a party shows of three requests, the second of which is changed, where its pairs have these seeds.
+    /// What a party shows of three requests, the second of which is changed, where its pairs have
+    /// these seeds.
     fn shown(party: PartyId, hash: u8, pairs: [u8; 3], change: fn(&mut InputShare)) -> Shown {
         let client = PublicKey::from_bytes([9; 32]);
         let requests: Vec<(RequestKey, Replicas)> = (0..3)

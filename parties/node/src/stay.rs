@@ -21,7 +21,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// How long the lead waits until the others have got their parts, too.
 const PART_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the others wait until the lead has got its part: longer, as theirs may be much smaller and come first.
+/// How long the others wait until the lead has got its part: longer, as theirs may be much smaller
+/// and come first.
 const NAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Something that is held at the desk.

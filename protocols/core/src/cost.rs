@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use tercet_net::{FRAME_HEADER_BYTES, PartyId};
 use tercet_ring::pack::packed_len;
 
-/// Rounds, frames and bytes on each directed link, and the largest frame. Bytes include frame headers, not TLS, QUIC or TCP.
+/// Rounds, frames and bytes on each directed link, and the largest frame. Bytes include frame
+/// headers, not TLS, QUIC or TCP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Dependent exchanges between the evaluators: the length of the longest chain.

@@ -36,8 +36,8 @@ pub fn cost(rows: usize, width: usize, spec: &ChoiceSpec, noisy: bool) -> Cost {
     noise.then(tree_cost(rows, width, &[spec.compare_ring, spec.index_bits], group))
 }
 
-/// Bits that scores drop before they are compared: rows of `width` in `ring`, at scale `frac`. An error where the numbers do not fit
-/// them.
+/// Bits that scores drop before they are compared: rows of `width` in `ring`, at scale `frac`. An
+/// error where the numbers do not fit them.
 pub(crate) fn check(width: usize, ring: u32, frac: u32, spec: &ChoiceSpec) -> Result<u32> {
     let ChoiceSpec { compare_frac, compare_ring, index_bits } = *spec;
     let by = frac.saturating_sub(compare_frac);

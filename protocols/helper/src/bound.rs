@@ -70,7 +70,8 @@ pub fn cost(rows: &Ragged, ring: u32, frac: u32, spec: &BoundSpec) -> Cost {
         .then(Cost::deal(counts << count_ring, bits).and(truncate::cost(rows.rows(), 0, bits)))
 }
 
-/// Bits of a score of `Z_2^ring` at scale `frac` in units of a step. An error where the numbers do not fit such scores.
+/// Bits of a score of `Z_2^ring` at scale `frac` in units of a step. An error where the numbers do
+/// not fit such scores.
 pub(crate) fn check(ring: u32, frac: u32, spec: &BoundSpec) -> Result<u32> {
     let BoundSpec { lowest, step, steps } = *spec;
     let fits = step.is_power_of_two() && spec.coarsen(frac) < ring && lowest.unsigned_abs() < 1 << 31;

@@ -78,7 +78,8 @@ pub(crate) fn left<E: Element>(party: PartyId, [first, second]: [Vec<E>; 2]) -> 
     }
 }
 
-/// The ring of the product of a linear layer by `weight`. An error where its input comes in a smaller one.
+/// The ring of the product of a linear layer by `weight`. An error where its input comes in a
+/// smaller one.
 pub(crate) fn check(weight: &str, ring: u32, spec: &LinearSpec) -> Result<u32> {
     let product = spec.ring + spec.truncate;
     if ring < product {

@@ -26,11 +26,13 @@ pub const MOST: f64 = 24.0;
 /// What two draws of temperature 1 may differ by: headroom that the ring of the comparisons needs beside the scores'.
 pub const SPREAD: f64 = 28.0;
 
-/// What temperatures of choices must be below, where scores are compared in `Z_2^ring` at scale `frac`.
+/// What temperatures of choices must be below, where scores are compared in `Z_2^ring` at scale
+/// `frac`.
 ///
-/// Two scores of a row are told apart as long as they differ by less than half of what the ring holds, noise included. Half of that
-/// is the noise's, of which two draws differ by `SPREAD` temperatures at most; the other half is the scores': the largest without its
-/// sign is an eighth of what the ring holds, for which whoever chooses the numbers leaves room.
+/// Two scores of a row are told apart as long as they differ by less than half of what the ring
+/// holds, noise included. Half of that is the noise's, of which two draws differ by `SPREAD`
+/// temperatures at most; the other half is the scores': the largest without its sign is an eighth
+/// of what the ring holds, for which whoever chooses the numbers leaves room.
 pub fn hottest(ring: u32, frac: u32) -> f64 {
     f64::from(ring.saturating_sub(2)).exp2() / f64::from(frac).exp2() / SPREAD
 }

@@ -162,7 +162,8 @@ pub fn open<E: Element>(s: &mut Session, x: &Masked<E>, frac: u32, spec: &RouteS
     })
 }
 
-/// Whether scores of so many experts in `ring` at scale `frac` fit the numbers, and these each other.
+/// Whether scores of so many experts in `ring` at scale `frac` fit the numbers, and these each
+/// other.
 pub(crate) fn check(experts: usize, ring: u32, frac: u32, spec: &RouteSpec) -> Result<()> {
     let RouteSpec { top, softmax: spec } = spec;
     let exp = scales(spec, frac);

@@ -730,7 +730,8 @@ fn a_text_ends_with_the_node_that_dies_and_what_came_of_it_stays() {
     assert!(text.starts_with(&so_far) && text.len() > so_far.len(), "{so_far:?} {text:?}");
 }
 
-/// A node that is told to stop lets generations end: nobody loses a token, and newcomers hear that it stops.
+/// A node that is told to stop lets generations end: nobody loses a token, and newcomers hear that
+/// it stops.
 #[test]
 fn a_node_that_is_stopped_lets_generations_end() {
     for party in PartyId::ALL {

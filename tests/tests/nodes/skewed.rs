@@ -1,5 +1,6 @@
-//! Clients whose three parts do not belong together: every part that two nodes hold alike is changed at one of them, alone
-//! and together with every other, in every kind of request. None reaches a session.
+//! Clients whose three parts do not belong together: every part that two nodes hold alike is
+//! changed at one of them, alone and together with every other, in every kind of request. None
+//! reaches a session.
 
 use tercet_client::{Inputs, ModelFace, Options};
 use tercet_net::{

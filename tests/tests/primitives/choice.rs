@@ -158,8 +158,8 @@ fn the_twin_samples_the_same_places() {
     assert!(sampled(None).iter().zip(&got).filter(|(a, b)| a == b).count() < rows / 2, "noise counts");
 }
 
-/// At the largest temperature, among scores as far apart as they may be, the largest of score and noise is what is chosen; one
-/// step above is refused.
+/// At the largest temperature, among scores as far apart as they may be, the largest of score and
+/// noise is what is chosen; one step above is refused.
 #[test]
 fn the_largest_temperature_leaves_room_for_scores() {
     let (rows, width) = (400, 40);

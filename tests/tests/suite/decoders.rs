@@ -138,8 +138,9 @@ fn the_shipped_gpt_says_what_the_float_model_says() {
     }
 }
 
-/// The greedy token of each position of texts that the model has not seen, in runs of the same: two runs differ where the best
-/// two scores are closer than the errors of both. `REPEATS=20` takes more runs.
+/// The greedy token of each position of texts that the model has not seen, in runs of the same: two
+/// runs differ where the best two scores are closer than the errors of both. `REPEATS=20` takes
+/// more runs.
 #[test]
 fn two_runs_choose_the_same_tokens_but_where_two_are_as_good_as_tied() {
     const UNSEEN: &str = "The first week of their return was soon gone. The second began. It was the last of the regiment's stay \

@@ -1,4 +1,5 @@
-//! Changes of the numbers of manifests: field by field first, each by every value that is tried, then at random.
+//! Changes of the numbers of manifests: field by field first, each by every value that is tried,
+//! then at random.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -110,7 +111,8 @@ fn changed(leaf: &Value, to: To) -> Option<Value> {
     changed.filter(|value| value != leaf)
 }
 
-/// Places of numbers, by field: the path without the numbers of list elements and the names of tensors.
+/// Places of numbers, by field: the path without the numbers of list elements and the names of
+/// tensors.
 type Fields = BTreeMap<String, Vec<(usize, Vec<Step>)>>;
 
 fn collect(subject: usize, value: &Value, path: &mut Vec<Step>, field: &str, fields: &mut Fields) {

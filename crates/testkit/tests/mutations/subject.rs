@@ -81,7 +81,8 @@ pub(crate) fn subjects() -> Vec<Subject> {
 }
 
 impl Subject {
-    /// Prices a manifest in the shapes that clients ask for, and runs the smallest of them between three parties.
+    /// Prices a manifest in the shapes that clients ask for, and runs the smallest of them between
+    /// three parties.
     pub(crate) fn run(&self, manifest: &Manifest, seed: u64) -> Outcome {
         let Ok(interface) = manifest.interface() else { return Outcome::Unpriced };
         let elements = manifest.graph.tensors.iter().map(|spec| spec.rows.saturating_mul(spec.cols));
