@@ -13,8 +13,8 @@ use crate::{Error, Sampling};
 ///
 /// Two runs of one prompt may differ, also at temperature 0, because scores carry a small random
 /// error of fixed-point arithmetic. In a model that was shared in profile `fast` another token may
-/// win wherever the two best scores are closer than this error. In `precise` the error is about a
-/// thousand times smaller, so that only near ties remain.
+/// win wherever the two best scores are closer than this error: of the shipped GPT 0.007 in the mean and
+/// 0.07 at most. In `precise` the error is about thirty times smaller, so that only near ties remain.
 #[derive(Clone, PartialEq)]
 pub struct GenerateOptions {
     /// New tokens at most; fewer where the model's context ends before.
