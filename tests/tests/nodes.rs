@@ -366,6 +366,30 @@ fn a_request_number_serves_once() {
     });
 }
 
+/// A node that has started anew remembers no number, and takes no request that was made for its start before.
+#[test]
+fn a_request_does_not_outlive_the_start_of_a_node() {
+    let mut cluster = Cluster::start(LinkKind::Quic, as_is);
+    let runtime = cluster::runtime();
+    let (id, prepared, face) = runtime.block_on(async {
+        let raw = Raw::connect(&cluster).await;
+        let (prepared, id) = (raw.prepare(&shared().digits[..1]), fresh_id());
+        raw.open(&prepared, raw.run(id, prepared.shares()).await);
+        (id, prepared, raw.face)
+    });
+    PartyId::ALL.into_iter().for_each(|party| cluster.kill(party));
+    PartyId::ALL.into_iter().for_each(|party| cluster.start_node(party));
+    runtime.block_on(async {
+        cluster.assert_recovers().await;
+        let mut raw = Raw::connect(&cluster).await;
+        raw.face = face;
+        for answer in raw.run(id, prepared.shares()).await {
+            assert_refused(&answer, Fault::Request, "has started anew since");
+        }
+        cluster.assert_works().await;
+    });
+}
+
 #[test]
 fn a_client_that_leaves_takes_nobody_along() {
     let cluster = Cluster::start(LinkKind::Quic, slow);
