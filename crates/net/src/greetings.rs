@@ -6,6 +6,7 @@
 //! to begin a whole table of greetings within the moments that a handshake takes. Greetings from
 //! where peers are known to be have a table of their own, which no other address reaches.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -85,13 +86,14 @@ impl Greetings {
     }
 }
 
-/// The oldest of the address that has most.
+/// The oldest of the address that has most; of addresses that have as many, that which has the
+/// oldest.
 fn oldest_of_most(table: &BTreeMap<u64, Entry>) -> Option<u64> {
     let mut counts: BTreeMap<IpAddr, (usize, u64)> = BTreeMap::new();
     for (number, entry) in table {
         counts.entry(entry.from).or_insert((0, *number)).0 += 1;
     }
-    counts.into_values().max_by_key(|(count, _)| *count).map(|(_, oldest)| oldest)
+    counts.into_values().max_by_key(|(count, oldest)| (*count, Reverse(*oldest))).map(|(_, oldest)| oldest)
 }
 
 /// What belongs to one owner, most likely: an address, of IPv6 the network of 64 bits.
@@ -145,6 +147,16 @@ mod tests {
         assert!(many[..10].iter().all(is_ended));
         drop(many);
         assert_eq!(greetings.of_strangers(), 34);
+    }
+
+    #[test]
+    fn of_addresses_that_have_as_many_the_newest_stays() {
+        let greetings = Arc::new(Greetings::default());
+        let of = |at: usize| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + at as u32));
+        let strangers: Vec<Greeting> = (0..OF_STRANGERS).map(|at| greetings.begin(of(at))).collect();
+        let newcomers = [greetings.begin(of(1 << 20)), greetings.begin(Ipv6Addr::LOCALHOST.into())];
+        assert!(!newcomers.iter().any(is_ended));
+        assert!(strangers[..2].iter().all(is_ended) && !strangers[2..].iter().any(is_ended));
     }
 
     #[test]
